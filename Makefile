@@ -1,0 +1,53 @@
+# `make help` lists the targets. Each one sets up what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.complete
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test test-gpu bench format lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## make .venv with the pinned versions of requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tidegate needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: setup  ## the main job: export, serve, call, load-test, sleep
+	$(BIN)/python examples/digits/demo.py
+
+check: setup  ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup  ## the tests (under 3 minutes)
+	$(BIN)/pytest
+
+test-gpu: setup  ## the tests that need an NVIDIA GPU (skipped with a reason without one)
+	$(BIN)/pytest -m gpu
+
+bench: setup  ## requests/s and latency against a bare gRPC echo (needs h2load)
+	$(BIN)/python benchmarks/serving.py
+
+format: setup  ## let ruff rewrite the tree
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: pyproject.toml  ## choose the pinned versions anew
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install --quiet pip-tools
+	.venv-lock/bin/pip-compile --quiet --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--extra cpu --extra export --extra loadtest --extra dev --output-file requirements.lock pyproject.toml
+	# a CPU build of torch carries a local suffix that other machines cannot name
+	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/; 1i # Pinned versions for `make setup`. Made by `make lock`; do not edit.' requirements.lock
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-report

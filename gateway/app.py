@@ -1,0 +1,110 @@
+"""The composition root: settings -> objects -> one TaskGroup; signals; the order of the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+
+import uvloop
+
+from gateway.admission import Admission
+from gateway.config import Settings
+from gateway.engine.embedded import EmbeddedEngine
+from gateway.lifecycle.control import RepositoryControl
+from gateway.lifecycle.reconciler import Reconciler
+from gateway.metrics import Metrics
+from gateway.registry import Registry
+from gateway.router import Router
+from gateway.transport.http import HttpServer, listen, make_app
+from gateway.transport.server import GrpcServer
+from gateway.transport.servicer import Servicer
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Raises `StartError`."""
+    _log_to_stderr(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings))
+
+
+async def serve(settings: Settings) -> None:
+    """Put the gateway together, serve, and take it apart in order.
+
+    The drain: say NOT_SERVING and refuse new calls; answer those in flight; stop the control loop,
+    which unloads every model; close the engine.
+    """
+    metrics = Metrics()
+    registry = Registry(metrics)
+    control = RepositoryControl(settings.repository, registry)
+    await control.read_all()
+    stopping = _on_signals(signal.SIGTERM, signal.SIGINT)
+
+    def ready() -> bool:
+        return not stopping.is_set()
+
+    http_socket = listen(settings.host, settings.http_port)
+    engine = EmbeddedEngine(settings.intra_op_threads)
+    admission = Admission(Router(registry), settings.max_inflight, settings.max_inflight_per_model)
+    servicer = Servicer(admission, registry, control, ready, settings.request_timeout_s)
+    grpc_server = GrpcServer(servicer, settings.max_message_bytes)
+    http_server = HttpServer(make_app(metrics, ready), http_socket)
+    try:
+        port = await grpc_server.start(settings.host, settings.port)
+        async with asyncio.TaskGroup() as tasks:
+            reconciler = Reconciler(registry, engine, settings.idle_timeout_s)
+            control_loop = tasks.create_task(reconciler.run(), name="reconciler")
+            tasks.create_task(http_server.run(), name="http")
+            log.info(
+                "serving %s: gRPC on %s:%d, HTTP on %s:%d",
+                settings.repository,
+                settings.host,
+                port,
+                *http_socket.getsockname()[:2],
+            )
+            await stopping.wait()
+            log.info("draining %d requests in flight", admission.inflight)
+            await grpc_server.drain(settings.drain_timeout_s)
+            control_loop.cancel()
+            http_server.stop()
+    finally:
+        http_socket.close()
+        await engine.close()
+    log.info("stopped")
+
+
+def _on_signals(*signals: signal.Signals) -> asyncio.Event:
+    """Return an event that any of the signals sets."""
+    arrived = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in signals:
+        loop.add_signal_handler(number, arrived.set)
+    return arrived
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (seconds since the epoch), level, logger, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": round(record.created, 6),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else text)
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    # uvicorn says at every start and stop what this gateway's own lines say better
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)

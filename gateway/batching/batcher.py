@@ -1,0 +1,185 @@
+"""The asynchronous shell of the batch queue: requests in, batches to the engine, replies out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from gateway.batching import tensors
+from gateway.batching.batch_queue import BatchQueue, Item
+from gateway.core import InferRequest, InferResponse, ModelSpec
+from gateway.engine.base import Engine
+from gateway.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    QueueTimeout,
+    ShuttingDown,
+    TidegateError,
+)
+from gateway.metrics import ModelStats
+
+log = logging.getLogger(__name__)
+
+
+class _Waiter:
+    """A request and where its answer goes."""
+
+    __slots__ = ("arrived", "reply", "request")
+
+    def __init__(self, request: InferRequest, reply: asyncio.Future[InferResponse]) -> None:
+        self.request = request
+        self.reply = reply
+        # Durations are measured, not scheduled: uvloop's own clock has whole milliseconds.
+        self.arrived = time.perf_counter()
+
+    def fail(self, error: TidegateError) -> None:
+        if not self.reply.done():
+            self.reply.set_exception(error)
+
+
+class Batcher:
+    """Serves one ready model version. A batch is cut when an instance is free, not before.
+
+    So a busy engine makes the batch, and one that is free gets its work at once (after every
+    request that the event loop had already read in the same turn).
+    """
+
+    def __init__(
+        self, spec: ModelSpec, engine: Engine, tasks: asyncio.TaskGroup, stats: ModelStats
+    ) -> None:
+        self._spec = spec
+        self._engine = engine
+        self._tasks = tasks
+        self._stats = stats
+        self._queue: BatchQueue[_Waiter] = BatchQueue(spec.batching)
+        self._uniform = tensors.uniform(spec)
+        self._free = spec.instances
+        self._loop = asyncio.get_running_loop()
+        self._pump_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._queue and self._free == self._spec.instances
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Return the request's share of the batch that it went in.
+
+        Cancelling the caller takes the request out of the queue; one that already runs is answered
+        to nobody, and its batch-mates do not notice.
+        """
+        policy = self._spec.batching
+        level = policy.level(request.priority)
+        waiter = _Waiter(request, self._loop.create_future())
+        item = Item(
+            waiter,
+            rows=tensors.rows_of(request, self._spec),
+            bucket=() if self._uniform else tensors.bucket_of(request),
+            queued_at=self._loop.time(),
+            deadline=request.deadline,
+            level=level,
+            timeout_s=self._timeout_s(request, level),
+        )
+        self._queue.push(item)
+        self._poke()
+        try:
+            return await waiter.reply
+        finally:
+            self._queue.discard(item)
+
+    def close(self) -> None:
+        """Stop the timer. Raises AssertionError where requests are left."""
+        assert self.idle, f"batcher of {self._spec.key} closed with requests left: this is a bug"
+        self._disarm()
+
+    def _timeout_s(self, request: InferRequest, level: int) -> float:
+        queue = self._spec.batching.queue(level)
+        timeout = queue.default_timeout_s
+        if queue.allow_timeout_override and request.timeout_us:
+            # a request may shorten the model's timeout, never lengthen it
+            timeout = min(timeout, request.timeout_us / 1e6)
+        return timeout
+
+    def _poke(self) -> None:
+        # Pumping once a turn of the loop lets requests read together share a batch.
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Reject what expired, cut while an instance is free, set the timer for the rest."""
+        self._pump_due = False
+        now = self._loop.time()
+        for item in self._queue.expire(now):
+            item.payload.fail(QueueTimeout("Request timeout expired"))
+        while self._free and (batch := self._queue.cut(now)):
+            if batch := [item for item in batch if not self._late(item, now)]:
+                self._free -= 1
+                self._tasks.create_task(self._run(batch), name=f"batch {self._spec.key}")
+        self._arm(self._queue.ready_at(now) if self._free else self._queue.next_expiry())
+
+    def _late(self, item: Item[_Waiter], now: float) -> bool:
+        if now < item.deadline:
+            return False
+        item.payload.fail(DeadlineExceeded("the deadline passed in the batch queue"))
+        return True
+
+    async def _run(self, batch: list[Item[_Waiter]]) -> None:
+        """Send one batch and hand out its answers, or its error to every member."""
+        spec = self._spec
+        waiters = [item.payload for item in batch]
+        requests = [waiter.request for waiter in waiters]
+        rows = [item.rows for item in batch]
+        started = time.perf_counter()
+        try:
+            outputs = await self._engine.infer(
+                spec.key, tensors.stack(requests), tensors.wanted(requests, spec)
+            )
+            finished = time.perf_counter()
+            responses = tensors.split(outputs, requests, rows, spec)
+        except TidegateError as error:
+            self._fail(waiters, error)
+        except asyncio.CancelledError:
+            self._fail(waiters, ShuttingDown("the gateway is shutting down"))
+            raise
+        except Exception as error:
+            log.exception("batch of %s failed: this is a bug", spec.key)
+            self._fail(waiters, InferenceFailed(f"{type(error).__name__}: {error}"))
+        else:
+            stats = self._stats
+            stats.executions += 1
+            stats.inferences += sum(rows)
+            stats.batch_rows.observe(sum(rows))
+            stats.compute_s += (finished - started) * len(batch)
+            for waiter, response in zip(waiters, responses, strict=True):
+                stats.queue_s += started - waiter.arrived
+                if not waiter.reply.done():
+                    waiter.reply.set_result(response)
+        finally:
+            self._free += 1
+            self._pump()
+
+    def _fail(self, waiters: list[_Waiter], error: TidegateError) -> None:
+        for waiter in waiters:
+            # each caller gets an exception of its own: a shared one would grow every traceback
+            waiter.fail(type(error)(*error.args))
+
+    def _arm(self, due: float) -> None:
+        if self._timer is not None and self._timer_at == due:
+            return
+        self._disarm()
+        if due < float("inf"):
+            self._timer_at = due
+            self._timer = self._loop.call_at(due, self._timer_fired)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self._pump()

@@ -1,0 +1,97 @@
+"""Requests' arrays -> one batch, and a batch's arrays -> answers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gateway.core import Array, InferRequest, InferResponse, ModelSpec, Tensor
+from gateway.errors import InferenceFailed
+
+
+def rows_of(request: InferRequest, spec: ModelSpec) -> int:
+    """Return how many batch elements a request brings: its first dimension, 1 without one."""
+    return request.inputs[0].data.shape[0] if spec.max_batch_size > 0 and request.inputs else 1
+
+
+def uniform(spec: ModelSpec) -> bool:
+    """Return whether every request of the model can share a batch with every other."""
+    return all(-1 not in tensor.dims and not tensor.optional for tensor in spec.inputs)
+
+
+def bucket_of(request: InferRequest) -> tuple[object, ...]:
+    """Return a value that is equal for requests that may share a batch.
+
+    They may when they bring the same inputs with the same shapes beyond the batch dimension.
+    """
+    return tuple((tensor.name, tensor.data.shape[1:]) for tensor in request.inputs)
+
+
+def stack(requests: Sequence[InferRequest]) -> list[Tensor]:
+    """Return the inputs of one batch, joined along the first dimension.
+
+    All requests bring the same inputs in the same order. One request alone is passed on uncopied;
+    several are copied once, here.
+    """
+    first = requests[0].inputs
+    if len(requests) == 1:
+        return first
+    return [
+        Tensor(
+            tensor.name,
+            tensor.datatype,
+            np.concatenate([request.inputs[index].data for request in requests]),
+        )
+        for index, tensor in enumerate(first)
+    ]
+
+
+def wanted(requests: Sequence[InferRequest], spec: ModelSpec) -> list[str]:
+    """Return the outputs that a batch must compute, in the model's order."""
+    if any(not request.outputs for request in requests):
+        return [output.name for output in spec.outputs]
+    names = {name for request in requests for name in request.outputs}
+    return [output.name for output in spec.outputs if output.name in names]
+
+
+def split(
+    outputs: Sequence[Tensor],
+    requests: Sequence[InferRequest],
+    rows: Sequence[int],
+    spec: ModelSpec,
+) -> list[InferResponse]:
+    """Return each request's share of a batch's outputs, as views of them.
+
+    Raises `InferenceFailed` where an output has not as many rows as the batch.
+    """
+    total = sum(rows)
+    if spec.max_batch_size > 0:
+        for tensor in outputs:
+            got = tensor.data.shape[0] if tensor.data.ndim else 0
+            if got != total:
+                raise InferenceFailed(
+                    f"model '{spec.key.name}' answered {got} rows in output '{tensor.name}' for a "
+                    f"batch of {total}"
+                )
+    by_name = {tensor.name: tensor for tensor in outputs}
+    names = [output.name for output in spec.outputs]
+    responses = []
+    start = 0
+    for request, count in zip(requests, rows, strict=True):
+        asked = request.outputs or names
+        if len(requests) == 1:
+            share = [by_name[name] for name in asked]
+        else:
+            share = [
+                Tensor(name, by_name[name].datatype, _rows(by_name[name].data, start, count))
+                for name in asked
+            ]
+        responses.append(InferResponse(request.model, spec.key.version, request.id, share))
+        start += count
+    return responses
+
+
+def _rows(data: Array, start: int, count: int) -> Array:
+    view: Array = data[start : start + count]
+    return view

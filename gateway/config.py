@@ -1,0 +1,92 @@
+"""The settings of `tidegate serve`: one frozen value, validated once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gateway.errors import StartError
+
+ENV_PREFIX = "TIDEGATE_"
+
+
+class Settings(BaseModel):
+    """What the gateway was told. Each field is a TOML key, a TIDEGATE_* variable and a flag."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on, gRPC and HTTP")
+    port: int = Field(8001, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    http_port: int = Field(
+        8002, ge=0, le=65535, description="HTTP port for /metrics and /healthz; 0 takes a free one"
+    )
+    repository: Path = Field(Path("model_repository"), description="the Triton model repository")
+    idle_timeout_s: float = Field(
+        300.0, gt=0, description="unload a model that nobody used for so many seconds"
+    )
+    request_timeout_s: float = Field(
+        300.0, gt=0, description="deadline of a request whose client set none, in seconds"
+    )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="how long SIGTERM waits for requests in flight, in seconds"
+    )
+    max_message_bytes: int = Field(
+        256 * 1024 * 1024, gt=0, le=2**31 - 1, description="largest gRPC message, in bytes"
+    )
+    max_inflight: int = Field(4096, gt=0, description="requests in flight, all models together")
+    max_inflight_per_model: int = Field(1024, gt=0, description="requests in flight, one model")
+    intra_op_threads: int = Field(
+        0, ge=0, description="ONNX Runtime's shared thread pool; 0 takes one a core"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="how a log line looks")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log line to print"
+    )
+
+
+def load_settings(
+    flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None
+) -> Settings:
+    """Return the settings: file, overridden by environment, overridden by flags.
+
+    Raises `StartError` naming the key and where it came from.
+    """
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+
+    def take(values: Mapping[str, Any], where: str) -> None:
+        merged.update(values)
+        origin.update(dict.fromkeys(values, where))
+
+    if file is not None:
+        take(_read_toml(file), str(file))
+    from_env = {
+        name: environ[ENV_PREFIX + name.upper()]
+        for name in Settings.model_fields
+        if ENV_PREFIX + name.upper() in environ
+    }
+    take(from_env, "the environment")
+    take(flags, "the command line")
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            message = f"{origin[name]}: unknown setting '{name}'"
+        else:
+            message = f"{origin[name]}: setting '{name}': {first['msg']}, got {first['input']!r}"
+        raise StartError(message) from None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise StartError(f"cannot read the config file '{file}': {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StartError(f"{file}: {error}") from None

@@ -1,0 +1,206 @@
+"""The nouns of the gateway: tensors, requests, answers, models. Pure: no clock, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    # NumPy has no bfloat16: a BF16 array holds the 16 bits of each element.
+    "BF16": np.dtype(np.uint16),
+    # A BYTES array holds `bytes` objects.
+    "BYTES": np.dtype(np.object_),
+}
+"""KServe v2 datatype -> the NumPy dtype that carries it inside the gateway."""
+
+
+class ModelKey(NamedTuple):
+    """Names one version of one model."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+class ModelState(StrEnum):
+    """Where a model version stands, in Triton's words."""
+
+    UNKNOWN = "UNKNOWN"
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+LEGAL_MOVES: Mapping[ModelState, frozenset[ModelState]] = {
+    ModelState.UNKNOWN: frozenset({ModelState.LOADING}),
+    ModelState.LOADING: frozenset({ModelState.READY, ModelState.UNAVAILABLE}),
+    ModelState.READY: frozenset({ModelState.UNLOADING}),
+    ModelState.UNLOADING: frozenset({ModelState.UNAVAILABLE}),
+    ModelState.UNAVAILABLE: frozenset({ModelState.LOADING}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array, row-major, with its KServe datatype; its dtype is DTYPES[datatype]."""
+
+    name: str
+    datatype: str
+    data: Array
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """One client's question.
+
+    `version` is as the client wrote it ("" lets the gateway choose). `deadline` is absolute, in
+    seconds of the event loop's clock. `outputs` are the names asked for, in order; empty asks for
+    all. `priority` 0 means the model's default level; `timeout_us` 0 means the queue's own.
+    """
+
+    model: str
+    version: str
+    id: str
+    inputs: list[Tensor]
+    outputs: list[str]
+    deadline: float
+    priority: int = 0
+    timeout_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    """One client's answer, outputs in the order asked for (or the model's)."""
+
+    model: str
+    version: int
+    id: str
+    outputs: list[Tensor]
+
+
+class Stage(Protocol):
+    """A stage of the request path. It knows the next stage and no other."""
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Return the answer, or raise a `TidegateError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a model takes or gives. `dims` exclude the batch dimension; -1 is any size."""
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+class TimeoutAction(StrEnum):
+    """What becomes of a request whose queue timeout has passed."""
+
+    REJECT = "REJECT"
+    DELAY = "DELAY"
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """Triton's ModelQueuePolicy for one priority level. 0 means: no timeout, no bound."""
+
+    timeout_action: TimeoutAction = TimeoutAction.REJECT
+    default_timeout_s: float = 0.0
+    allow_timeout_override: bool = False
+    max_queue_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """How requests become batches: Triton's ModelDynamicBatching.
+
+    `max_batch_size` counts elements (rows), at least 1. `preferred` is ascending and never empty.
+    Without dynamic batching every request is a batch of its own (`dynamic` is False).
+    """
+
+    max_batch_size: int = 1
+    dynamic: bool = False
+    preferred: tuple[int, ...] = (1,)
+    max_delay_s: float = 0.0
+    priority_levels: int = 0
+    default_level: int = 0
+    default_queue: QueuePolicy = QueuePolicy()
+    level_queues: Mapping[int, QueuePolicy] = field(default_factory=dict)
+
+    def level(self, priority: int) -> int:
+        """Return the level that serves `priority`: 0 or one above the levels is the default."""
+        return priority if 0 < priority <= self.priority_levels else self.default_level
+
+    def queue(self, level: int) -> QueuePolicy:
+        """Return the queue policy of a level."""
+        return self.level_queues.get(level, self.default_queue)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One servable model version, as its repository describes it.
+
+    `path` is the version's folder, `config` the completed `inference.ModelConfig`, serialized: the
+    transport alone reads it. `max_batch_size` 0 means that the model has no batch dimension.
+    `modified_ns` is the newest change of the version's files, so that two readings of an
+    unchanged version are equal.
+    """
+
+    key: ModelKey
+    path: Path
+    model_file: str
+    platform: str
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batching: BatchPolicy
+    instances: int
+    file_bytes: int
+    modified_ns: int
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """What the registry knows of one model version at one moment: the food of `decide`.
+
+    `last_used` and `retry_at` are absolute seconds of the event loop's clock. A `retired` version
+    has left the repository (or its version policy) and is to go once nobody uses it.
+    """
+
+    key: ModelKey
+    state: ModelState
+    waiting: int
+    in_flight: int
+    last_used: float
+    resident_bytes: int
+    retry_at: float = 0.0
+    load_requested: bool = False
+    unload_requested: bool = False
+    retired: bool = False

@@ -1,0 +1,41 @@
+"""What the gateway asks of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from gateway.core import ModelKey, ModelSpec, Tensor
+
+
+class Engine(Protocol):
+    """Anything that can load, unload and infer, and say how much memory a model takes.
+
+    All methods run on the event loop and return without blocking it. Every error they raise for a
+    model's or a request's sake is a `TidegateError`.
+    """
+
+    async def load(self, spec: ModelSpec) -> int:
+        """Make a version ready; return the memory it holds, in bytes.
+
+        Raises `RepositoryError` where its files are at fault. A caller that is cancelled here
+        calls `unload` afterwards: part of the load may have happened.
+        """
+        ...
+
+    async def unload(self, key: ModelKey) -> None:
+        """Give back what `load` took. Does nothing for a version that is not loaded."""
+        ...
+
+    async def infer(
+        self, key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]
+    ) -> list[Tensor]:
+        """Return the named outputs of one batch, in that order.
+
+        Raises `InferenceFailed` where the model refuses it.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free what the engine itself holds, after every model is unloaded."""
+        ...

@@ -1,0 +1,285 @@
+"""The engine in this process: ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from gateway.core import Array, ModelKey, ModelSpec, Tensor, TensorSpec
+from gateway.errors import InferenceFailed, InvalidRequest, RepositoryError, StartError
+
+log = logging.getLogger(__name__)
+
+_ONNX_TO_KSERVE = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(bfloat16)": "BF16",
+    "tensor(string)": "BYTES",
+}
+_ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_SERVED_BACKENDS = frozenset({"", "onnxruntime_onnx", "onnxruntime"})
+
+
+def check_one_runtime() -> None:
+    """Raise `StartError` unless exactly one build of ONNX Runtime is installed.
+
+    Both builds unpack into the same folder and overwrite each other; pip does not notice.
+    """
+    builds = ("onnxruntime", "onnxruntime-gpu")
+    found = [name for name in builds if _installed(name)]
+    if not found:
+        raise StartError(
+            "ONNX Runtime is not installed: run pip install 'tidegate[cpu]' or 'tidegate[gpu]'"
+        )
+    if len(found) > 1:
+        raise StartError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+            "uninstall both, then install one of the extras tidegate[cpu], tidegate[gpu]"
+        )
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class EmbeddedEngine:
+    """Runs ONNX models in this process.
+
+    Sessions share one thread pool of `intra_op_threads` (0: one a core). Runs and loads have
+    worker threads of their own, so that a load never waits behind inference or the other way
+    round; ONNX Runtime lets go of the interpreter lock in both.
+    """
+
+    def __init__(self, intra_op_threads: int = 0) -> None:
+        check_one_runtime()
+        import onnxruntime  # 0.13 s, and absent where the gateway only fronts other servers
+
+        cores = len(os.sched_getaffinity(0))
+        self._ort = onnxruntime
+        self._ort.set_global_thread_pool_sizes(intra_op_threads or cores, 1)
+        self._sessions: dict[ModelKey, _Session] = {}
+        self._runs = ThreadPoolExecutor(max(4, cores), thread_name_prefix="infer")
+        self._loads = ThreadPoolExecutor(max(1, cores // 2), thread_name_prefix="load")
+
+    async def load(self, spec: ModelSpec) -> int:
+        """Open a session for a version. Returns the size of its files, in bytes."""
+        loop = asyncio.get_running_loop()
+        opened = loop.run_in_executor(self._loads, self._open, spec)
+        try:
+            # A thread cannot be cancelled: whoever gives up still waits for what it opened, so
+            # that the `unload` that follows finds it.
+            session = await asyncio.shield(opened)
+        except asyncio.CancelledError:
+            await asyncio.wait([opened])
+            if opened.exception() is None:
+                self._sessions[spec.key] = opened.result()
+            raise
+        self._sessions[spec.key] = session
+        return spec.file_bytes
+
+    async def unload(self, key: ModelKey) -> None:
+        """Close a version's session and give its memory back to the system."""
+        if self._sessions.pop(key, None) is not None:
+            await asyncio.get_running_loop().run_in_executor(self._loads, _return_memory)
+
+    async def infer(
+        self, key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]
+    ) -> list[Tensor]:
+        """Run one batch in a worker thread; see `Engine.infer`."""
+        session = self._sessions[key]
+        return await asyncio.get_running_loop().run_in_executor(
+            self._runs, session.run, inputs, outputs
+        )
+
+    async def close(self) -> None:
+        """End the worker threads."""
+        self._sessions.clear()
+        self._runs.shutdown()
+        self._loads.shutdown()
+
+    def _open(self, spec: ModelSpec) -> _Session:
+        if spec.platform not in _SERVED_BACKENDS:
+            raise RepositoryError(f"the embedded engine does not serve '{spec.platform}' models")
+        file = spec.path / spec.model_file
+        if not file.exists():
+            raise RepositoryError(f"version {spec.key.version} has no file '{spec.model_file}'")
+        options = self._ort.SessionOptions()
+        options.use_per_session_threads = False
+        options.log_severity_level = 3
+        try:
+            session = self._ort.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
+        # ONNX Runtime's exceptions share no root of their own
+        except Exception as error:
+            raise RepositoryError(
+                f"ONNX Runtime cannot open '{spec.model_file}': {_first_line(error)}"
+            ) from error
+        _check_signature(spec, session)
+        return _Session(self._ort, session, spec)
+
+
+class _Session:
+    """One open ONNX Runtime session."""
+
+    def __init__(self, ort: Any, session: Any, spec: ModelSpec) -> None:
+        self._ort = ort
+        self._session = session
+        self._datatypes = {output.name: output.datatype for output in spec.outputs}
+        # Only `run_with_ort_values` carries the 16 bits that NumPy has no type for.
+        self._bf16 = any(tensor.datatype == "BF16" for tensor in (*spec.inputs, *spec.outputs))
+
+    def run(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> list[Tensor]:
+        """Return the named outputs. Runs in a worker thread."""
+        try:
+            if self._bf16:
+                arrays = self._run_values(inputs, outputs)
+            else:
+                feed = {tensor.name: _to_onnx(tensor) for tensor in inputs}
+                arrays = self._session.run(outputs, feed)
+        except InvalidRequest:
+            raise
+        except Exception as error:
+            raise InferenceFailed(f"ONNX Runtime: {_first_line(error)}") from error
+        return [
+            Tensor(name, self._datatypes[name], _from_onnx(array))
+            for name, array in zip(outputs, arrays, strict=True)
+        ]
+
+    def _run_values(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> list[Array]:
+        make = self._ort.OrtValue
+        feed = {
+            tensor.name: make.ortvalue_from_numpy_with_onnx_type(
+                np.ascontiguousarray(tensor.data), _ONNX_BFLOAT16
+            )
+            if tensor.datatype == "BF16"
+            else make.ortvalue_from_numpy(_to_onnx(tensor))
+            for tensor in inputs
+        }
+        values = self._session.run_with_ort_values(outputs, feed)
+        return [
+            _bits_of(value) if self._datatypes[name] == "BF16" else value.numpy()
+            for name, value in zip(outputs, values, strict=True)
+        ]
+
+
+def _bits_of(value: Any) -> Array:
+    """Return a copy of a bfloat16 OrtValue as uint16: its own `numpy()` knows no such type."""
+    shape = tuple(value.shape())
+    size = math.prod(shape) * 2
+    raw = ctypes.string_at(value.data_ptr(), size) if size else b""
+    return np.frombuffer(raw, np.uint16).reshape(shape)
+
+
+def _to_onnx(tensor: Tensor) -> Array:
+    if tensor.datatype != "BYTES":
+        return tensor.data
+    # ONNX Runtime takes `str` and would turn a `bytes` object into the text "b'...'".
+    try:
+        texts = [element.decode() for element in tensor.data.ravel()]
+    except UnicodeDecodeError:
+        raise InvalidRequest(
+            f"input '{tensor.name}' has an element that is not UTF-8; "
+            "ONNX Runtime takes no other strings"
+        ) from None
+    array = np.empty(len(texts), np.object_)
+    array[:] = texts
+    return array.reshape(tensor.data.shape)
+
+
+def _from_onnx(array: Array) -> Array:
+    if array.dtype != np.object_:
+        return array
+    encoded = np.empty(array.size, np.object_)
+    encoded[:] = [text.encode() for text in array.ravel()]
+    return encoded.reshape(array.shape)
+
+
+def _check_signature(spec: ModelSpec, session: Any) -> None:
+    """Raise `RepositoryError` where the configuration contradicts the model."""
+    for kind, declared, actual in (
+        ("input", spec.inputs, session.get_inputs()),
+        ("output", spec.outputs, session.get_outputs()),
+    ):
+        by_name = {node.name: node for node in actual}
+        for tensor in declared:
+            if tensor.name not in by_name:
+                names = ", ".join(sorted(by_name))
+                raise RepositoryError(
+                    f"config.pbtxt names {kind} '{tensor.name}', which the model has not; "
+                    f"it has: {names}"
+                )
+            _check_tensor(kind, tensor, by_name[tensor.name], spec.max_batch_size > 0)
+    missing = {node.name for node in session.get_inputs()} - {t.name for t in spec.inputs}
+    if missing:
+        raise RepositoryError(
+            f"config.pbtxt does not name the model's input '{min(missing)}', which it needs"
+        )
+
+
+def _check_tensor(kind: str, tensor: TensorSpec, node: Any, batched: bool) -> None:
+    datatype = _ONNX_TO_KSERVE.get(node.type)
+    if datatype is None:
+        raise RepositoryError(f"the model's {kind} '{node.name}' has the type {node.type}")
+    if datatype != tensor.datatype:
+        raise RepositoryError(
+            f"config.pbtxt gives {kind} '{tensor.name}' the data type {tensor.datatype}, "
+            f"the model {datatype}"
+        )
+    actual = [dim if isinstance(dim, int) else -1 for dim in node.shape or ()]
+    declared = [-1, *tensor.dims] if batched else [*tensor.dims]
+    fits = len(actual) == len(declared) and all(
+        a in (d, -1) or (d == -1 and not (batched and i == 0))
+        for i, (a, d) in enumerate(zip(actual, declared, strict=True))
+    )
+    if not fits:
+        raise RepositoryError(
+            f"config.pbtxt gives {kind} '{tensor.name}' the dims {declared}"
+            f"{' (batch first)' if batched else ''}, the model {actual}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _malloc_trim() -> Callable[[int], int] | None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+    return trim
+
+
+_TRIM = _malloc_trim()
+
+
+def _return_memory() -> None:
+    """Hand freed memory back to the system: without the trim glibc keeps most of it."""
+    gc.collect()
+    if _TRIM is not None:
+        _TRIM(0)

@@ -1,0 +1,123 @@
+"""The control loop: look at the table, decide, act. The only writer of model states."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from contextlib import suppress
+
+from gateway.batching.batcher import Batcher
+from gateway.core import ModelState
+from gateway.engine.base import Engine
+from gateway.errors import TidegateError
+from gateway.lifecycle.policy import Action, Drop, Load, Unload, decide, retry_after_s
+from gateway.registry import Entry, Registry
+
+log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Moves model versions between cold and ready, as `decide` says."""
+
+    def __init__(self, registry: Registry, engine: Engine, idle_timeout_s: float) -> None:
+        self._registry = registry
+        self._engine = engine
+        self._idle_timeout_s = idle_timeout_s
+
+    async def run(self) -> None:
+        """Decide whenever somebody pokes or a decision falls due, until cancelled.
+
+        Loads, unloads and batches are this task's children. When it is cancelled they end with it,
+        and every model is unloaded before it returns.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._decide_and_act(tasks)
+        finally:
+            await self._unload_all()
+
+    async def _decide_and_act(self, tasks: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            decision = decide(self._registry.rows(), loop.time(), self._idle_timeout_s)
+            for action in decision.actions:
+                self._start(action, tasks)
+            due = decision.wake_at if decision.wake_at < math.inf else None
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._registry.demand()
+
+    async def _unload_all(self) -> None:
+        for entry in self._registry.entries():
+            if entry.state is ModelState.READY:
+                entry.move(ModelState.UNLOADING)
+            if entry.state is ModelState.UNLOADING:
+                await self._engine.unload(entry.key)
+                entry.batcher = None
+                entry.move(ModelState.UNAVAILABLE, "the gateway has shut down")
+
+    def _start(self, action: Action, tasks: asyncio.TaskGroup) -> None:
+        """Move the state at once, so that the next decision sees it; do the work in a task."""
+        entry = self._registry.entry(action.key)
+        match action:
+            case Load():
+                entry.move(ModelState.LOADING)
+                tasks.create_task(self._load(entry, tasks), name=f"load {entry.key}")
+            case Unload(reason=reason):
+                entry.move(ModelState.UNLOADING)
+                tasks.create_task(self._unload(entry, reason), name=f"unload {entry.key}")
+            case Drop():
+                self._registry.drop_retired(entry)
+
+    async def _load(self, entry: Entry, tasks: asyncio.TaskGroup) -> None:
+        started = time.perf_counter()
+        try:
+            entry.resident_bytes = await self._engine.load(entry.spec)
+        except asyncio.CancelledError:
+            await self._engine.unload(entry.key)
+            entry.move(ModelState.UNAVAILABLE, "the load was cancelled")
+            raise
+        except TidegateError as error:
+            self._load_failed(entry, str(error))
+        except Exception as error:
+            log.exception("load of %s failed: this is a bug", entry.key)
+            self._load_failed(entry, f"{type(error).__name__}: {error}")
+        else:
+            took = time.perf_counter() - started
+            entry.failures, entry.retry_at = 0, 0.0
+            entry.stats.loads += 1
+            entry.stats.load_s += took
+            entry.batcher = Batcher(entry.spec, self._engine, tasks, entry.stats)
+            entry.last_used = asyncio.get_running_loop().time()
+            # a newer reading that came meanwhile (unload_requested) still has to be loaded
+            entry.load_requested = entry.load_requested and entry.unload_requested
+            entry.move(ModelState.READY)
+            log.info("loaded %s in %.0f ms", entry.key, took * 1e3)
+        self._registry.poke()
+
+    def _load_failed(self, entry: Entry, reason: str) -> None:
+        entry.failures += 1
+        wait_s = retry_after_s(entry.failures)
+        entry.retry_at = asyncio.get_running_loop().time() + wait_s
+        entry.load_requested = entry.unload_requested = False
+        entry.replace()
+        entry.stats.load_failures += 1
+        entry.move(ModelState.UNAVAILABLE, reason)
+        log.error("cannot load %s: %s (next try not before %.0f s)", entry.key, reason, wait_s)
+
+    async def _unload(self, entry: Entry, reason: str) -> None:
+        await entry.drained()
+        if entry.batcher is None:
+            raise AssertionError(f"{entry.key}: unload without a batcher: this is a bug")
+        entry.batcher.close()
+        entry.batcher = None
+        await self._engine.unload(entry.key)
+        entry.resident_bytes = 0
+        entry.unload_requested = False
+        entry.replace()
+        entry.stats.unloads += 1
+        entry.move(ModelState.UNAVAILABLE, reason)
+        log.info("unloaded %s: %s", entry.key, reason)
+        self._registry.poke()

@@ -1,0 +1,226 @@
+"""The one table that the request path and the control loop share.
+
+The request path counts itself in and out and raises demand; the reconciler alone moves states.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from gateway.batching.batcher import Batcher
+from gateway.core import LEGAL_MOVES, ModelKey, ModelRow, ModelSpec, ModelState
+from gateway.errors import InvalidRequest, ModelNotFound, ModelUnavailable
+from gateway.metrics import Metrics
+from gateway.repository.reader import ModelListing
+
+
+class Entry:
+    """One model version's row. `batcher` is there exactly while the state is READY."""
+
+    def __init__(self, spec: ModelSpec, metrics: Metrics) -> None:
+        self.spec = spec
+        self.stats = metrics.model(spec.key)
+        self.state = ModelState.UNKNOWN
+        self.reason = ""
+        self.batcher: Batcher | None = None
+        self.waiting = 0
+        self.in_flight = 0
+        self.last_used = 0.0
+        self.resident_bytes = 0
+        self.failures = 0
+        self.retry_at = 0.0
+        self.load_requested = False
+        self.unload_requested = False
+        self.retired = False
+        self._replacement: ModelSpec | None = None
+        self._moved = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    @property
+    def key(self) -> ModelKey:
+        """The model's name and version."""
+        return self.spec.key
+
+    def row(self) -> ModelRow:
+        """Return what `decide` needs to know, frozen."""
+        return ModelRow(
+            key=self.key,
+            state=self.state,
+            waiting=self.waiting,
+            in_flight=self.in_flight,
+            last_used=self.last_used,
+            resident_bytes=self.resident_bytes,
+            retry_at=self.retry_at,
+            load_requested=self.load_requested,
+            unload_requested=self.unload_requested,
+            retired=self.retired,
+        )
+
+    def backing_off(self) -> bool:
+        """Whether a load failed so recently that demand must not repeat it yet."""
+        return (
+            self.state is ModelState.UNAVAILABLE
+            and asyncio.get_running_loop().time() < self.retry_at
+        )
+
+    def reread(self, spec: ModelSpec) -> None:
+        """Take the version as it now is on disk; one in memory is unloaded first."""
+        self.retired = False
+        if self.state in (ModelState.UNKNOWN, ModelState.UNAVAILABLE):
+            self.spec = spec
+            self.failures, self.retry_at = 0, 0.0
+        elif spec != self.spec:
+            self._replacement = spec
+            self.unload_requested = True
+
+    def replace(self) -> None:
+        """Let a newer reading take the place of the one that has just left memory."""
+        if self._replacement is not None:
+            self.spec, self._replacement = self._replacement, None
+
+    def move(self, state: ModelState, reason: str = "") -> None:
+        """Change the state and wake whoever waits for that. For the reconciler only."""
+        if state not in LEGAL_MOVES[self.state]:
+            raise AssertionError(f"{self.key}: {self.state} -> {state}: this is a bug")
+        self.state = state
+        self.reason = reason
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def next_move(self) -> None:
+        """Return after the next change of state."""
+        await self._moved.wait()
+
+    @contextmanager
+    def lease(self) -> Iterator[Batcher]:
+        """Hold the ready model while a request uses it: it is not unloaded meanwhile."""
+        if self.batcher is None:
+            raise AssertionError(f"{self.key}: lease on a {self.state} model: this is a bug")
+        loop = asyncio.get_running_loop()
+        self.in_flight += 1
+        self.last_used = loop.time()
+        try:
+            yield self.batcher
+        finally:
+            self.in_flight -= 1
+            self.last_used = loop.time()
+            if self.in_flight == 0:
+                self._drained.set()
+
+    async def drained(self) -> None:
+        """Return when no request holds a lease."""
+        while self.in_flight:
+            self._drained.clear()
+            await self._drained.wait()
+
+
+class Registry:
+    """Every model of the repository, by name and version."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._models: dict[str, dict[int, Entry]] = {}
+        self._errors: dict[str, str] = {}
+        self._demand = asyncio.Event()
+        metrics.watch(self.rows)
+
+    def rows(self) -> tuple[ModelRow, ...]:
+        """Return a snapshot of every entry."""
+        return tuple(entry.row() for entry in self.entries())
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield every entry, by name and version."""
+        for versions in self._models.values():
+            yield from versions.values()
+
+    def broken(self) -> Iterable[tuple[str, str]]:
+        """Yield the models that cannot be served, each with the reason."""
+        return self._errors.items()
+
+    def entry(self, key: ModelKey) -> Entry:
+        """Return the entry of a key taken from a snapshot."""
+        return self._models[key.name][key.version]
+
+    def find(self, name: str, version: str = "") -> Entry:
+        """Return the entry that serves a request; without a version the latest one.
+
+        Raises `ModelNotFound`, `ModelUnavailable` for a model whose files are at fault, and
+        `InvalidRequest` for a version that is no whole number > 0.
+        """
+        number = _version_number(version) if version else 0
+        if name in self._errors:
+            raise ModelUnavailable(f"model '{name}' is not available: {self._errors[name]}")
+        versions = self._models.get(name, {})
+        serving = [entry for entry in versions.values() if not entry.retired]
+        if not serving:
+            raise ModelNotFound(f"Request for unknown model: '{name}' is not found")
+        if not number:
+            return max(serving, key=lambda entry: entry.key.version)
+        if number not in versions or versions[number].retired:
+            raise ModelNotFound(
+                f"Request for unknown model: '{name}' version {version} is not found"
+            )
+        return versions[number]
+
+    def versions(self, name: str) -> list[Entry]:
+        """Return the serving versions of a model, ascending. Raises like `find`."""
+        self.find(name)
+        serving = (entry for entry in self._models[name].values() if not entry.retired)
+        return sorted(serving, key=lambda entry: entry.key.version)
+
+    def update(self, listing: ModelListing) -> None:
+        """Take a model as it now is on disk. Versions that are gone retire.
+
+        Files that became faulty do not disturb versions that are loaded.
+        """
+        versions = self._models.setdefault(listing.name, {})
+        if listing.error:
+            if not any(entry.state is ModelState.READY for entry in versions.values()):
+                self._errors[listing.name] = listing.error
+            return
+        self._errors.pop(listing.name, None)
+        present = {spec.key.version: spec for spec in listing.versions}
+        for version, spec in present.items():
+            if version in versions:
+                versions[version].reread(spec)
+            else:
+                versions[version] = Entry(spec, self._metrics)
+        for version, entry in versions.items():
+            entry.retired = version not in present
+        self.poke()
+
+    def knows(self, name: str) -> bool:
+        """Return whether the model has been read, be it faulty."""
+        return name in self._models
+
+    def remove(self, name: str) -> None:
+        """Retire every version of a model whose folder has gone."""
+        self._errors.pop(name, None)
+        for entry in self._models.get(name, {}).values():
+            entry.retired = True
+        self.poke()
+
+    def drop_retired(self, entry: Entry) -> None:
+        """Forget a retired entry that holds nothing any more."""
+        if entry.retired and not entry.waiting and not entry.in_flight:
+            del self._models[entry.key.name][entry.key.version]
+
+    def poke(self) -> None:
+        """Have the control loop look at the table."""
+        self._demand.set()
+
+    async def demand(self) -> None:
+        """Return when somebody has poked since the last return."""
+        await self._demand.wait()
+        self._demand.clear()
+
+
+def _version_number(version: str) -> int:
+    if version.isascii() and version.isdecimal() and int(version) > 0:
+        return int(version)
+    raise InvalidRequest(
+        f"failed to get model version from specified version string '{version}' "
+        "(not a whole number), version should be an integral value > 0"
+    )

@@ -1,0 +1,149 @@
+"""`config.pbtxt`: parse it with the real protobuf, check it, read the gateway's nouns off it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from gateway.core import BatchPolicy, QueuePolicy, TensorSpec, TimeoutAction
+from gateway.errors import RepositoryError
+
+ModelConfig: TypeAlias = model_config_pb2.ModelConfig
+
+PLATFORM = "onnxruntime_onnx"
+BACKEND = "onnxruntime"
+DEFAULT_MODEL_FILE = "model.onnx"
+
+_DATATYPES = {
+    number: {"TYPE_STRING": "BYTES"}.get(name, name.removeprefix("TYPE_"))
+    for name, number in model_config_pb2.DataType.items()
+}
+DATATYPE_NUMBERS = {name: number for number, name in _DATATYPES.items()}
+
+_NOT_YET = ("sequence_batching", "ensemble_scheduling")
+
+
+def parse(text: str, file: Path) -> ModelConfig:
+    """Return the message. Raises `RepositoryError` naming the line of what is wrong."""
+    try:
+        return text_format.Parse(text, ModelConfig())
+    except text_format.ParseError as error:
+        # the parser begins its text with "line:column : "
+        reason = str(error).split(" : ", 1)[-1]
+        raise RepositoryError(f"{file.name} line {error.GetLine()}: {reason}") from None
+
+
+def check(config: ModelConfig, folder_name: str) -> None:
+    """Raise `RepositoryError` where a completed configuration is wrong or not served."""
+    name = folder_name
+    if config.name and config.name != folder_name:
+        raise RepositoryError(
+            f"config.pbtxt names the model '{config.name}', its folder '{folder_name}'"
+        )
+    for field in _NOT_YET:
+        if config.HasField(field):
+            raise RepositoryError(f"{field} is not supported yet")
+    if config.model_transaction_policy.decoupled:
+        raise RepositoryError("decoupled models are not supported yet")
+    if (config.platform or PLATFORM) != PLATFORM or (config.backend or BACKEND) != BACKEND:
+        raise RepositoryError(
+            f"the embedded engine serves no models of "
+            f"{'platform' if config.platform else 'backend'} "
+            f"'{config.platform or config.backend}'"
+        )
+    if any(group.kind == group.KIND_GPU for group in config.instance_group):
+        raise RepositoryError("instance_group asks for a GPU; the embedded engine has the CPU only")
+    if config.max_batch_size < 0:
+        raise RepositoryError(f"max_batch_size must not be negative for {name}")
+    for tensor in (*config.input, *config.output):
+        if tensor.data_type == model_config_pb2.TYPE_INVALID:
+            raise RepositoryError(f"tensor '{tensor.name}' has no data_type")
+        if tensor.HasField("reshape"):
+            raise RepositoryError(f"tensor '{tensor.name}' uses reshape, not supported yet")
+        if any(dim == 0 or dim < -1 for dim in tensor.dims):
+            raise RepositoryError(f"tensor '{tensor.name}' has a dim that is neither > 0 nor -1")
+    if config.HasField("dynamic_batching"):
+        _check_batching(config, name)
+
+
+def _check_batching(config: ModelConfig, name: str) -> None:
+    """Triton's own rules and texts (ValidateModelConfig)."""
+    batching = config.dynamic_batching
+    levels = batching.priority_levels
+    for size in batching.preferred_batch_size:
+        if size <= 0:
+            raise RepositoryError(f"dynamic batching preferred size must be positive for {name}")
+        if size > max(1, config.max_batch_size):
+            raise RepositoryError(
+                f"dynamic batching preferred size must be <= max batch size for {name}"
+            )
+    if levels and not 1 <= batching.default_priority_level <= levels:
+        raise RepositoryError(f"default priority level must be in range [1, {levels}] for {name}")
+    if any(not 1 <= level <= levels for level in batching.priority_queue_policy):
+        raise RepositoryError(
+            f"priority queue policy must have priority level in range [1, {levels}] for {name}"
+        )
+    if batching.preserve_ordering:
+        if levels > 1:
+            raise RepositoryError(
+                f"Only one priority level is allowed when 'preserve_ordering' is true for {name}"
+            )
+        policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
+        if any(policy.timeout_action == policy.DELAY for policy in policies):
+            raise RepositoryError(
+                "Queue policy can not have DELAY as timeout action when 'preserve_ordering' is "
+                f"true for {name}"
+            )
+        if sum(group.count or 1 for group in config.instance_group) > 1:
+            raise RepositoryError("preserve_ordering is supported with one instance only, for now")
+
+
+def tensor_specs(tensors: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    """Return the gateway's view of `config.input` or `config.output`."""
+    return tuple(
+        TensorSpec(
+            name=tensor.name,
+            datatype=_DATATYPES[tensor.data_type],
+            dims=tuple(tensor.dims),
+            optional=getattr(tensor, "optional", False),
+        )
+        for tensor in tensors
+    )
+
+
+def batch_policy(config: ModelConfig) -> BatchPolicy:
+    """Return how the model's requests become batches."""
+    if config.max_batch_size == 0 or not config.HasField("dynamic_batching"):
+        return BatchPolicy(max_batch_size=max(1, config.max_batch_size))
+    batching = config.dynamic_batching
+    return BatchPolicy(
+        max_batch_size=config.max_batch_size,
+        dynamic=True,
+        preferred=tuple(sorted(set(batching.preferred_batch_size))) or (config.max_batch_size,),
+        max_delay_s=batching.max_queue_delay_microseconds / 1e6,
+        priority_levels=batching.priority_levels,
+        default_level=batching.default_priority_level,
+        default_queue=_queue_policy(batching.default_queue_policy),
+        level_queues={
+            level: _queue_policy(policy) for level, policy in batching.priority_queue_policy.items()
+        },
+    )
+
+
+def _queue_policy(policy: model_config_pb2.ModelQueuePolicy) -> QueuePolicy:
+    delay = policy.timeout_action == policy.DELAY
+    return QueuePolicy(
+        timeout_action=TimeoutAction.DELAY if delay else TimeoutAction.REJECT,
+        default_timeout_s=policy.default_timeout_microseconds / 1e6,
+        allow_timeout_override=policy.allow_timeout_override,
+        max_queue_size=policy.max_queue_size,
+    )
+
+
+def instances(config: ModelConfig) -> int:
+    """Return how many batches may run at once: the sum of the instance groups, at least 1."""
+    return max(1, sum(group.count or 1 for group in config.instance_group))

@@ -1,0 +1,119 @@
+"""Read a Triton model repository: what is there, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.core import ModelKey, ModelSpec
+from gateway.errors import RepositoryError, StartError
+from gateway.repository import config_pbtxt
+from gateway.repository.complete import complete, needs_model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelListing:
+    """One model folder as read: its servable versions, ascending, or why there are none.
+
+    `ignored` are folders that look like versions and are not.
+    """
+
+    name: str
+    versions: tuple[ModelSpec, ...]
+    error: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+def read_repository(root: Path) -> list[ModelListing]:
+    """Return every model of a repository, by name. Raises `StartError` where it is no folder."""
+    if not root.is_dir():
+        raise StartError(f"the model repository '{root}' does not exist or is not a folder")
+    return [
+        read_model(root, folder.name)
+        for folder in sorted(root.iterdir())
+        if has_model(root, folder.name)
+    ]
+
+
+def has_model(root: Path, name: str) -> bool:
+    """Return whether `name` is a model folder; a path in disguise ("../x") never is."""
+    return not name.startswith(".") and Path(name).name == name and (root / name).is_dir()
+
+
+def read_model(root: Path, name: str) -> ModelListing:
+    """Return one model as it is on disk now; a fault in its files becomes `error`."""
+    folder = root / name
+    numbers, ignored = _version_folders(folder)
+    try:
+        config = _read_config(folder, numbers, ignored)
+        chosen = _by_policy(config, numbers)
+    except RepositoryError as error:
+        return ModelListing(name, (), str(error), ignored)
+    specs = tuple(_spec(folder, number, config) for number in chosen)
+    return ModelListing(name, specs, "", ignored)
+
+
+def _version_folders(folder: Path) -> tuple[list[int], tuple[str, ...]]:
+    """Return the version numbers, ascending, and folders whose number is not one (0, 007)."""
+    numbers, ignored = [], []
+    for child in folder.iterdir():
+        if child.is_dir() and child.name.isdecimal():
+            if child.name.isascii() and not child.name.startswith("0"):
+                numbers.append(int(child.name))
+            else:
+                ignored.append(child.name)
+    return sorted(numbers), tuple(sorted(ignored))
+
+
+def _read_config(
+    folder: Path, numbers: list[int], ignored: tuple[str, ...]
+) -> config_pbtxt.ModelConfig:
+    file = folder / "config.pbtxt"
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        text = ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"cannot read config.pbtxt: {error}") from None
+    config = config_pbtxt.parse(text, file)
+    if not numbers:
+        seen = f" ('{ignored[0]}' is none)" if ignored else ""
+        raise RepositoryError(f"no version folder: versions are whole numbers > 0{seen}")
+    model_file = folder / str(numbers[-1]) / _model_file(config)
+    complete(config, folder.name, model_file if needs_model(config) else None)
+    config_pbtxt.check(config, folder.name)
+    return config
+
+
+def _model_file(config: config_pbtxt.ModelConfig) -> str:
+    return config.default_model_filename or config_pbtxt.DEFAULT_MODEL_FILE
+
+
+def _by_policy(config: config_pbtxt.ModelConfig, numbers: list[int]) -> list[int]:
+    """Return the versions that `version_policy` serves (default: the latest one)."""
+    policy = config.version_policy
+    if policy.HasField("all"):
+        return numbers
+    if policy.HasField("specific"):
+        return [number for number in numbers if number in policy.specific.versions]
+    count = policy.latest.num_versions if policy.HasField("latest") else 1
+    return numbers[-max(1, count) :]
+
+
+def _spec(folder: Path, number: int, config: config_pbtxt.ModelConfig) -> ModelSpec:
+    path = folder / str(number)
+    stats = [file.stat() for file in path.rglob("*") if file.is_file()]
+    return ModelSpec(
+        key=ModelKey(folder.name, number),
+        path=path,
+        model_file=_model_file(config),
+        platform=config.platform or config_pbtxt.PLATFORM,
+        max_batch_size=config.max_batch_size,
+        inputs=config_pbtxt.tensor_specs(config.input),
+        outputs=config_pbtxt.tensor_specs(config.output),
+        batching=config_pbtxt.batch_policy(config),
+        instances=config_pbtxt.instances(config),
+        file_bytes=sum(stat.st_size for stat in stats),
+        modified_ns=max((stat.st_mtime_ns for stat in stats), default=0),
+        config=config.SerializeToString(deterministic=True),
+    )

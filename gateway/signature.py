@@ -1,0 +1,129 @@
+"""Does a request fit its model? Pure; the texts are Triton's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gateway.core import InferRequest, ModelSpec, Tensor, TensorSpec
+from gateway.errors import InvalidRequest
+
+_UTF8_ONLY = "onnxruntime_onnx"
+
+
+def check(request: InferRequest, spec: ModelSpec) -> None:
+    """Raise `InvalidRequest` unless the model can take the request.
+
+    Puts `request.inputs` in the model's order, so that requests of one batch line up.
+    """
+    inputs = request.inputs
+    if [tensor.name for tensor in inputs] == [want.name for want in spec.inputs]:
+        pairs = list(zip(spec.inputs, inputs, strict=True))
+    else:
+        pairs = _line_up(request, spec)
+        request.inputs = [tensor for _, tensor in pairs]
+    rows = -1
+    for want, tensor in pairs:
+        _check_tensor(request, spec, want, tensor)
+        if spec.max_batch_size > 0:
+            rows = _check_rows(request, spec, tensor, rows)
+    if request.outputs:
+        _check_outputs(request, spec)
+
+
+def _line_up(request: InferRequest, spec: ModelSpec) -> list[tuple[TensorSpec, Tensor]]:
+    """Return the inputs beside what the model wants, in its order, without absent optional ones."""
+    name = spec.key.name
+    by_name = {tensor.name: tensor for tensor in request.inputs}
+    if len(by_name) != len(request.inputs):
+        raise _invalid(request, f"an input is given twice for model '{name}'")
+    known = {want.name for want in spec.inputs}
+    for given in by_name:
+        if given not in known:
+            raise _invalid(request, f"unexpected inference input '{given}' for model '{name}'")
+    needed = [want.name for want in spec.inputs if not want.optional]
+    missing = [want for want in needed if want not in by_name]
+    if missing:
+        raise _invalid(
+            request,
+            f"expected {len(needed)} inputs but got {len(by_name)} inputs for model '{name}'. "
+            f"Got input(s) [{_quoted(by_name)}], but missing required input(s) "
+            f"[{_quoted(missing)}]. Please provide all required input(s).",
+        )
+    return [(want, by_name[want.name]) for want in spec.inputs if want.name in by_name]
+
+
+def _check_tensor(request: InferRequest, spec: ModelSpec, want: TensorSpec, got: Tensor) -> None:
+    name = spec.key.name
+    if got.datatype != want.datatype:
+        raise _invalid(
+            request,
+            f"inference input '{got.name}' data-type is '{got.datatype}', but model '{name}' "
+            f"expects '{want.datatype}'",
+        )
+    shape = got.data.shape
+    dims = want.dims
+    if want.datatype == "BYTES" and spec.platform == _UTF8_ONLY:
+        _check_text(request, got)
+    if spec.max_batch_size > 0:
+        if not shape:
+            raise _invalid(
+                request,
+                f"input '{got.name}' has no shape but model requires batch dimension for '{name}'",
+            )
+        dims = (-1, *dims)
+    if len(shape) != len(dims) or any(
+        d != size and d != -1 for size, d in zip(shape, dims, strict=True)
+    ):
+        raise _invalid(
+            request,
+            f"unexpected shape for input '{got.name}' for model '{name}'. "
+            f"Expected {_listed(dims)}, got {_listed(shape)}.",
+        )
+
+
+def _check_text(request: InferRequest, got: Tensor) -> None:
+    # Found here, because inside the engine one bad element would fail its whole batch.
+    try:
+        for element in got.data.ravel():
+            element.decode()
+    except UnicodeDecodeError:
+        raise _invalid(
+            request,
+            f"input '{got.name}' has an element that is not UTF-8; ONNX Runtime takes no other",
+        ) from None
+
+
+def _check_rows(request: InferRequest, spec: ModelSpec, tensor: Tensor, rows: int) -> int:
+    """Return the tensor's batch size, which must be the other inputs' too (`rows`, -1 unknown)."""
+    count: int = tensor.data.shape[0]
+    name = spec.key.name
+    if rows not in (-1, count):
+        raise _invalid(
+            request, f"input '{tensor.name}' batch size does not match other inputs for '{name}'"
+        )
+    if count > spec.max_batch_size:
+        raise _invalid(
+            request, f"inference request batch-size must be <= {spec.max_batch_size} for '{name}'"
+        )
+    return count
+
+
+def _check_outputs(request: InferRequest, spec: ModelSpec) -> None:
+    known = {output.name for output in spec.outputs}
+    for output in request.outputs:
+        if output not in known:
+            raise _invalid(
+                request, f"unexpected inference output '{output}' for model '{spec.key.name}'"
+            )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ",".join(f"'{name}'" for name in names)
+
+
+def _listed(dims: tuple[int, ...]) -> str:
+    return "[" + ",".join(map(str, dims)) + "]"
+
+
+def _invalid(request: InferRequest, text: str) -> InvalidRequest:
+    return InvalidRequest(f"[request id: {request.id or '<id_unknown>'}] {text}")

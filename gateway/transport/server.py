@@ -1,0 +1,128 @@
+"""The grpc.aio server: the whole service, health and reflection, and its drain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
+from grpc_reflection.v1alpha import reflection
+from tritonclient.grpc import service_pb2
+
+from gateway.errors import InvalidRequest, NotSupported, StartError, TidegateError
+from gateway.transport.servicer import Context, Servicer
+from gateway.transport.status import STATUS
+
+log = logging.getLogger(__name__)
+
+INFERENCE_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+Rpc = Callable[[Any, Context], Awaitable[Message]]
+
+
+class GrpcServer:
+    """Serves KServe v2 on one port."""
+
+    def __init__(self, servicer: Servicer, max_message_bytes: int) -> None:
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
+                # Without this a second gateway would share the port and half of its requests.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._server.add_generic_rpc_handlers((_inference_handler(servicer),))
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (INFERENCE_SERVICE.full_name, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
+        )
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; return the port. Raises `StartError` where it cannot be had."""
+        try:
+            bound = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError:
+            await self._server.stop(None)  # or its destructor complains of the closed loop
+            raise StartError(
+                f"cannot listen on {host}:{port} (gRPC): the port is in use, or not ours to take"
+            ) from None
+        await self._server.start()
+        await self._health.set(
+            INFERENCE_SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING
+        )
+        return bound
+
+    async def drain(self, timeout_s: float) -> None:
+        """Say NOT_SERVING, refuse new calls, and return once those in flight are answered.
+
+        What is left after `timeout_s` seconds is cancelled.
+        """
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(timeout_s)
+
+
+def _inference_handler(servicer: Servicer) -> grpc.GenericRpcHandler:
+    """Register every RPC that the protocol has, so that none is unknown.
+
+    Messages are parsed here and not by gRPC, which would call a malformed one INTERNAL.
+    """
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for method in INFERENCE_SERVICE.methods:
+        if method.client_streaming:
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(_not_streamed(method))
+        else:
+            rpc: Rpc = getattr(servicer, method.name, None) or _not_implemented(method)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(method, rpc))
+    return grpc.method_handlers_generic_handler(INFERENCE_SERVICE.full_name, handlers)
+
+
+def _unary(method: MethodDescriptor, rpc: Rpc) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    """Wrap an RPC: bytes in, bytes out, errors to statuses."""
+    request_type = GetMessageClass(method.input_type)
+
+    async def handle(data: bytes, context: Context) -> bytes:
+        try:
+            try:
+                message = request_type.FromString(data)
+            except DecodeError:
+                raise InvalidRequest(
+                    f"{method.name}: the message is not a {method.input_type.full_name}"
+                ) from None
+            return (await rpc(message, context)).SerializeToString()
+        except TidegateError as error:
+            await context.abort(STATUS[type(error)], str(error))
+        except Exception as error:
+            log.exception("%s failed: this is a bug", method.name)
+            await context.abort(
+                grpc.StatusCode.INTERNAL, f"{method.name}: {type(error).__name__}: {error}"
+            )
+
+    return handle
+
+
+def _not_implemented(method: MethodDescriptor) -> Rpc:
+    async def refuse(_message: Any, _context: Context) -> Message:
+        raise NotSupported(f"{method.name} is not supported yet by this version of Tidegate")
+
+    return refuse
+
+
+def _not_streamed(
+    method: MethodDescriptor,
+) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
+    async def refuse(_messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        await context.abort(
+            STATUS[NotSupported],
+            f"{method.name} is not supported yet by this version of Tidegate",
+        )
+        yield b""  # type: ignore[unreachable] # it makes this a generator
+
+    return refuse
