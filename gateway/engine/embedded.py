@@ -80,7 +80,7 @@ class EmbeddedEngine:
 
         cores = len(os.sched_getaffinity(0))
         self._ort = onnxruntime
-        self._ort.set_global_thread_pool_sizes(intra_op_threads or cores, 1)
+        self._ort.set_global_thread_pool_sizes(intra_op_threads or max(1, cores - 1), 1)
         self._sessions: dict[ModelKey, _Session] = {}
         self._runs = ThreadPoolExecutor(max(4, cores), thread_name_prefix="infer")
         self._loads = ThreadPoolExecutor(max(1, cores // 2), thread_name_prefix="load")
