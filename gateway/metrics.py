@@ -78,7 +78,7 @@ class ModelStats:
 
 
 # name, help, and how to read it off a model's stats. The `nv_` names mean what Triton's mean.
-_COUNTERS = (
+_COUNTERS: tuple[tuple[str, str, Callable[[ModelStats], float]], ...] = (
     ("nv_inference_request_success", "Requests answered", lambda s: s.success),
     ("nv_inference_request_failure", "Requests failed", lambda s: s.failure),
     ("nv_inference_count", "Inferences performed (batch elements)", lambda s: s.inferences),
@@ -103,7 +103,7 @@ _COUNTERS = (
     ("tidegate_model_unloads_total", "Unloads", lambda s: s.unloads),
     ("tidegate_model_load_seconds_total", "Time spent loading", lambda s: s.load_s),
 )
-_GAUGES = (
+_GAUGES: tuple[tuple[str, str, Callable[[ModelRow], float]], ...] = (
     (
         "nv_inference_pending_request_count",
         "Requests that wait for the model to be ready",
@@ -152,10 +152,10 @@ class Metrics(Collector):
             for labels, stats in models:
                 family.add_sample(name, labels, read(stats))
             yield family
-        for name, text, read in _GAUGES:
+        for name, text, look in _GAUGES:
             gauge = GaugeMetricFamily(name, text, labels=["model", "version"])
             for row in rows:
-                gauge.add_metric([row.key.name, str(row.key.version)], read(row))
+                gauge.add_metric([row.key.name, str(row.key.version)], look(row))
             yield gauge
         for name, text, pick in (
             ("tidegate_batch_rows", "Batch elements in an executed batch", "batch_rows"),

@@ -55,7 +55,7 @@ def complete(config: ModelConfig, name: str, model_file: Path | None) -> None:
     undeclared = not config.input and not config.output
     if undeclared and config.max_batch_size == 0 and all(map(_dynamic_first, inputs + outputs)):
         config.max_batch_size = DEFAULT_MAX_BATCH_SIZE
-        if not config.HasField("dynamic_batching"):
+        if config.WhichOneof("scheduling_choice") is None:
             config.dynamic_batching.SetInParent()
     for values, declared in ((inputs, config.input), (outputs, config.output)):
         if not declared:

@@ -37,26 +37,29 @@ def parse(text: str, file: Path) -> ModelConfig:
         raise RepositoryError(f"{file.name} line {error.GetLine()}: {reason}") from None
 
 
-def check(config: ModelConfig, folder_name: str) -> None:
-    """Raise `RepositoryError` where a completed configuration is wrong or not served."""
-    name = folder_name
-    if config.name and config.name != folder_name:
-        raise RepositoryError(
-            f"config.pbtxt names the model '{config.name}', its folder '{folder_name}'"
-        )
+def check_served(config: ModelConfig) -> None:
+    """Raise `RepositoryError` where a configuration asks for what the gateway does not do."""
     for field in _NOT_YET:
         if config.HasField(field):
             raise RepositoryError(f"{field} is not supported yet")
     if config.model_transaction_policy.decoupled:
         raise RepositoryError("decoupled models are not supported yet")
     if (config.platform or PLATFORM) != PLATFORM or (config.backend or BACKEND) != BACKEND:
+        kind = "platform" if config.platform else "backend"
         raise RepositoryError(
-            f"the embedded engine serves no models of "
-            f"{'platform' if config.platform else 'backend'} "
-            f"'{config.platform or config.backend}'"
+            f"the embedded engine serves no models of {kind} '{config.platform or config.backend}'"
         )
     if any(group.kind == group.KIND_GPU for group in config.instance_group):
         raise RepositoryError("instance_group asks for a GPU; the embedded engine has the CPU only")
+
+
+def check(config: ModelConfig, folder_name: str) -> None:
+    """Raise `RepositoryError` where a completed configuration contradicts itself."""
+    name = folder_name
+    if config.name != folder_name:
+        raise RepositoryError(
+            f"config.pbtxt names the model '{config.name}', its folder '{folder_name}'"
+        )
     if config.max_batch_size < 0:
         raise RepositoryError(f"max_batch_size must not be negative for {name}")
     for tensor in (*config.input, *config.output):

@@ -37,7 +37,12 @@ def read_repository(root: Path) -> list[ModelListing]:
 
 def has_model(root: Path, name: str) -> bool:
     """Return whether `name` is a model folder; a path in disguise ("../x") never is."""
-    return not name.startswith(".") and Path(name).name == name and (root / name).is_dir()
+    return (
+        bool(name)
+        and not name.startswith(".")
+        and Path(name).name == name
+        and (root / name).is_dir()
+    )
 
 
 def read_model(root: Path, name: str) -> ModelListing:
@@ -79,6 +84,7 @@ def _read_config(
     if not numbers:
         seen = f" ('{ignored[0]}' is none)" if ignored else ""
         raise RepositoryError(f"no version folder: versions are whole numbers > 0{seen}")
+    config_pbtxt.check_served(config)
     model_file = folder / str(numbers[-1]) / _model_file(config)
     complete(config, folder.name, model_file if needs_model(config) else None)
     config_pbtxt.check(config, folder.name)

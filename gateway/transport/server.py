@@ -55,9 +55,7 @@ class GrpcServer:
                 f"cannot listen on {host}:{port} (gRPC): the port is in use, or not ours to take"
             ) from None
         await self._server.start()
-        await self._health.set(
-            INFERENCE_SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING
-        )
+        await self._health.set(INFERENCE_SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING)
         return bound
 
     async def drain(self, timeout_s: float) -> None:
