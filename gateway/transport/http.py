@@ -32,12 +32,13 @@ def make_app(metrics: Metrics, ready: Callable[[], bool]) -> Starlette:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket. Raises `StartError` where the port cannot be had."""
+    """Return a listening socket. Raises `StartError` where the port cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen()  # now, so that nobody is refused between the log line and the first accept
     except OSError as error:
         sock.close()
         raise StartError(f"cannot listen on {host}:{port} (HTTP): {error.strerror}") from None
@@ -53,7 +54,7 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves the application on a bound socket, in this event loop."""
+    """Serves the application on a listening socket, in this event loop."""
 
     def __init__(self, app: Starlette, sock: socket.socket) -> None:
         self._sock = sock

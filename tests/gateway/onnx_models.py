@@ -29,7 +29,12 @@ ELEMENT_TYPES = {
 Dims = Sequence[int | str]
 
 
-def _model(nodes: list[onnx.NodeProto], inputs: object, outputs: object, weights: object) -> bytes:
+def _model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: Sequence[onnx.TensorProto] = (),
+) -> bytes:
     graph = helper.make_graph(nodes, "graph", inputs, outputs, weights)
     opset = [helper.make_opsetid("", 20)]
     return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
@@ -42,7 +47,6 @@ def identity(datatype: str = "FP32", dims: Dims = ("n", 3)) -> bytes:
         [helper.make_node("Identity", ["x"], ["y"])],
         [helper.make_tensor_value_info("x", element, dims)],
         [helper.make_tensor_value_info("y", element, dims)],
-        [],
     )
 
 
@@ -58,7 +62,6 @@ def add_and_multiply() -> bytes:
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2])
             for name in ("sum", "product")
         ],
-        [],
     )
 
 
