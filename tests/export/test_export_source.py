@@ -1,0 +1,198 @@
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from export import source
+from export.errors import SourceError
+from export.spec import ExportSpec
+
+MakeSpec = Callable[..., ExportSpec]
+
+WEIGHTS = {"scale": torch.tensor(3.0)}
+
+
+def scale(spec: ExportSpec) -> float:
+    return float(source.load(spec).model.module.state_dict()["scale"])
+
+
+def test_safetensors_and_checkpoints_give_the_module_its_weights(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    save_file(WEIGHTS, tmp_path / "w.safetensors")
+    torch.save(WEIGHTS, tmp_path / "w.pt")
+    torch.save({"epoch": 3, "model": WEIGHTS}, tmp_path / "nested.pt")
+
+    assert scale(make_spec()) == 2.0
+    assert scale(make_spec(weights=str(tmp_path / "w.safetensors"))) == 3.0
+    assert scale(make_spec(weights=str(tmp_path / "w.pt"))) == 3.0
+    assert scale(make_spec(weights=str(tmp_path / "nested.pt"), weights_key="model")) == 3.0
+
+
+def test_a_dotted_module_is_found_beside_the_spec(make_spec: MakeSpec) -> None:
+    assert scale(make_spec(model="zoo:double")) == 2.0
+
+
+def test_a_pickle_of_a_module_is_refused_with_the_reason(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    torch.save(torch.nn.Linear(4, 4), tmp_path / "model.pt")
+
+    with pytest.raises(SourceError) as error:
+        source.load(make_spec(weights=str(tmp_path / "model.pt")))
+
+    message = str(error.value)
+    assert "model.pt is refused: it is a pickle that needs torch.nn.modules" in message
+    assert "could run any code" in message
+    assert "safetensors.torch.save_file(model.state_dict()" in message
+
+
+class Opens:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("dump", [pickle.dump, torch.save])
+def test_a_refused_pickle_is_never_run(
+    make_spec: MakeSpec, tmp_path: Path, dump: Callable[..., None]
+) -> None:
+    with (tmp_path / "evil.pt").open("wb") as file:
+        dump({"scale": Opens(tmp_path / "proof")}, file)
+
+    with pytest.raises(SourceError, match=r"evil\.pt is refused"):
+        source.load(make_spec(weights=str(tmp_path / "evil.pt")))
+
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "filename", "sentence"),
+    [
+        (pickle.dumps(WEIGHTS), "w.pkl", "plain pickle, not a checkpoint"),
+        (b"abc", "w.pt", "no readable torch checkpoint"),
+        (b"", "w.pt", "no readable torch checkpoint"),
+        (b"\x40\0\0\0", "w.safetensors", "not a whole safetensors file"),
+    ],
+)
+def test_unreadable_weights_are_refused(
+    make_spec: MakeSpec, tmp_path: Path, content: bytes, filename: str, sentence: str
+) -> None:
+    (tmp_path / filename).write_bytes(content)
+
+    with pytest.raises(SourceError, match=sentence):
+        source.load(make_spec(weights=str(tmp_path / filename)))
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ({}, "scale is missing"),
+        ({**WEIGHTS, "a": torch.ones(1), "b": torch.ones(1)}, "a, b are not in the module"),
+        ({"scale": torch.ones(2)}, "size mismatch for scale"),
+        ({"epoch": 3, "model": WEIGHTS}, "epoch, model are no tensor; if one of its keys"),
+        ([1, 2], "holds a list, not a state dict"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_listed(
+    make_spec: MakeSpec, tmp_path: Path, state: Any, sentence: str
+) -> None:
+    torch.save(state, tmp_path / "w.pt")
+
+    with pytest.raises(SourceError, match=sentence):
+        source.load(make_spec(weights=str(tmp_path / "w.pt")))
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        ("in_train_mode", "the module itself, body, body.0 and 1 more are in train mode"),
+        ("half_in_train_mode", "body.1 is in train mode"),
+    ],
+)
+def test_a_module_in_train_mode_is_refused(make_spec: MakeSpec, model: str, parts: str) -> None:
+    with pytest.raises(SourceError) as error:
+        source.load(make_spec(model=f"zoo.py:{model}"))
+
+    assert parts in str(error.value)
+    assert f"call .eval() on the module in zoo.py:{model}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": "nowhere.py:build"}, "there is no file"),
+        ({"model": "nowhere.at.all:build"}, "cannot import nowhere.at.all: ModuleNotFoundError"),
+        ({"model": "zoo.py:nothing"}, "zoo.py has no function 'nothing'"),
+        (
+            {"model": "zoo.py:broken"},
+            r"zoo.py:broken\(\) failed: RuntimeError: no such layer .zoo.py",
+        ),
+        ({"model": "zoo.py:not_a_module"}, "returned a dict, not an nn.Module"),
+        ({"weights": "nowhere.safetensors"}, "there is no file"),
+        (
+            {"outputs": [{"name": "y", "dtype": "FP64", "dims": [4]}]},
+            "output 'y' has dtype FP32; the spec says FP64",
+        ),
+        (
+            {"outputs": [{"name": "y", "dtype": "FP32", "dims": [5]}]},
+            r"output 'y' has shape \[4, 4\] at batch size 4; the spec says \['batch', 5\]",
+        ),
+        (
+            {"outputs": [{"name": n, "dtype": "FP32", "dims": [4]} for n in "yz"]},
+            r"forward\(\) returns 1 outputs; the spec names \['y', 'z'\]",
+        ),
+    ],
+)
+def test_a_source_that_is_not_what_the_spec_says_is_refused(
+    make_spec: MakeSpec, change: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(SourceError, match=sentence):
+        source.load(make_spec(**change))
+
+
+def test_inputs_in_another_order_than_forwards_are_refused(make_spec: MakeSpec) -> None:
+    inputs = [{"name": name, "dtype": "FP32", "dims": [4]} for name in "ba"]
+
+    with pytest.raises(SourceError, match="'b' is number 1 in the spec and number 2 of forward"):
+        source.load(make_spec(model="zoo.py:add", inputs=inputs))
+
+
+def test_a_dict_of_outputs_in_another_order_is_refused(make_spec: MakeSpec) -> None:
+    inputs = [
+        {"name": name, "dtype": "INT64", "dims": ["seq"], "range": [0, 1]}
+        for name in ("ids", "mask")
+    ]
+    outputs = [{"name": name, "dtype": "INT64", "dims": [4]} for name in ("kept", "pooled")]
+
+    with pytest.raises(SourceError, match=r"dict with the keys \['pooled', 'kept', 'ids_next'\]"):
+        source.load(make_spec(model="zoo.py:tokens", inputs=inputs, outputs=outputs))
+
+
+def test_a_size_that_the_module_itself_refuses_is_named(make_spec: MakeSpec) -> None:
+    tensors = [
+        {"name": name, "dtype": "FP32", "dims": [dim]} for name, dim in zip("ab", "nm", strict=True)
+    ]
+    spec = make_spec(
+        model="zoo.py:add", inputs=tensors, outputs=[{"name": "y", "dtype": "FP32", "dims": ["n"]}]
+    )
+
+    with pytest.raises(SourceError, match=r"at batch size 4, n 2, m 5: .* share one name"):
+        source.load(spec)
+
+
+def test_the_callers_import_path_is_left_as_it_was(make_spec: MakeSpec) -> None:
+    before = list(sys.path)
+
+    source.load(make_spec())
+
+    assert sys.path == before

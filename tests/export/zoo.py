@@ -1,0 +1,137 @@
+"""Models to export: each callable is named by a spec of the tests."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Double(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+class Branch(nn.Module):
+    """The trap: the exported file keeps the branch of the example, whatever the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 10 if x.shape[0] > 3 else x
+
+
+class ValueBranch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 3 else x * 2
+
+
+class BakedBatch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(4, 4)  # the example's batch size
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 6)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        vectors = self.embedding(ids) * mask.unsqueeze(-1)
+        return {"pooled": vectors.sum(1), "kept": mask.sum(1), "ids_next": ids + 1}
+
+
+class Scalar(nn.Module):
+    def forward(self, x: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.sum() * k, x * k
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.lstm(x)[0]
+        return states
+
+
+class Add(nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a + b
+
+
+class InPlace(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.add_(1)
+
+
+class Dropped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.body(x)
+        return result
+
+
+def double() -> nn.Module:
+    return Double().eval()
+
+
+def branch() -> nn.Module:
+    return Branch().eval()
+
+
+def value_branch() -> nn.Module:
+    return ValueBranch().eval()
+
+
+def baked_batch() -> nn.Module:
+    return BakedBatch().eval()
+
+
+def tokens() -> nn.Module:
+    torch.manual_seed(0)
+    return Tokens().eval()
+
+
+def scalar() -> nn.Module:
+    return Scalar().eval()
+
+
+def recurrent() -> nn.Module:
+    torch.manual_seed(0)
+    return Recurrent().eval()
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 512), nn.Linear(512, 4)).eval()
+
+
+def add() -> nn.Module:
+    return Add().eval()
+
+
+def in_place() -> nn.Module:
+    return InPlace().eval()
+
+
+def in_train_mode() -> nn.Module:
+    return Dropped()
+
+
+def half_in_train_mode() -> nn.Module:
+    module = Dropped().eval()
+    module.body[1].train()
+    return module
+
+
+def broken() -> nn.Module:
+    raise RuntimeError("no such layer")
+
+
+def not_a_module() -> Any:
+    return {"weight": 1}
