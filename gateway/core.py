@@ -111,12 +111,21 @@ class Stage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a model takes or gives. `dims` exclude the batch dimension; -1 is any size."""
+    """What a model takes or gives. `dims` exclude the batch dimension; -1 is any size.
+
+    Where `reshape` is given the model itself sees those dims, and clients `dims`.
+    """
 
     name: str
     datatype: str
     dims: tuple[int, ...]
     optional: bool = False
+    reshape: tuple[int, ...] | None = None
+
+    @property
+    def model_dims(self) -> tuple[int, ...]:
+        """The dims inside the model, without the batch dimension."""
+        return self.dims if self.reshape is None else self.reshape
 
 
 class TimeoutAction(StrEnum):

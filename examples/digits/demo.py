@@ -5,6 +5,7 @@ Every figure comes from the running system.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,11 +15,16 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tritonclient.grpc as triton
-from data import held_out
 from prometheus_client.parser import text_string_to_metric_families
+
+from examples.digits.data import held_out
+
+Array = npt.NDArray[Any]
 
 HERE = Path(__file__).parent
 OUTPUT = Path("demo-report")
@@ -91,12 +97,13 @@ def gateway() -> Iterator[tuple[str, str]]:
             process.kill()
 
 
-def classify(client: triton.InferenceServerClient, images: np.ndarray) -> np.ndarray:
+def classify(client: triton.InferenceServerClient, images: Array) -> Array:
     """Return the class of each image. float32 [n, 1, 8, 8] -> int64 [n], n <= 64."""
     image = triton.InferInput("image", list(images.shape), "FP32")
     image.set_data_from_numpy(images)
-    logits: np.ndarray = client.infer("digits", [image]).as_numpy("logits")
-    return logits.argmax(axis=1)
+    logits: Array = client.infer("digits", [image]).as_numpy("logits")
+    classes: Array = logits.argmax(axis=1)
+    return classes
 
 
 def call_cold_and_warm(client: triton.InferenceServerClient) -> None:
@@ -134,6 +141,14 @@ def load_test(url: str, http: str) -> None:
         *("--host", url, "--metrics", f"{http}/metrics"),
         *("--report-dir", str(OUTPUT / "loadtest")),
         log="loadtest.log",
+    )
+    result = json.loads((OUTPUT / "loadtest" / "result.json").read_text())
+    latency = result["latency_ms"]
+    say(
+        "load test",
+        f"{result['requests_per_s']:,.0f} requests/s for {LOAD_S} s, p50 {latency['p50']:.1f} ms, "
+        f"p95 {latency['p95']:.1f} ms, p99 {latency['p99']:.1f} ms, {result['failures']} errors, "
+        f"mean batch {result['mean_batch_rows']:.1f}",
     )
 
 

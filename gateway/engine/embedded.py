@@ -150,11 +150,16 @@ class _Session:
         self._ort = ort
         self._session = session
         self._datatypes = {output.name: output.datatype for output in spec.outputs}
+        self._batch_dims = 1 if spec.max_batch_size > 0 else 0
+        # what the model sees and clients see, for the few tensors where these differ
+        self._inside = {t.name: t.model_dims for t in spec.inputs if t.reshape is not None}
+        self._outside = {t.name: t.dims for t in spec.outputs if t.reshape is not None}
         # Only `run_with_ort_values` carries the 16 bits that NumPy has no type for.
         self._bf16 = any(tensor.datatype == "BF16" for tensor in (*spec.inputs, *spec.outputs))
 
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> list[Tensor]:
         """Return the named outputs. Runs in a worker thread."""
+        inputs = [self._reshaped(tensor, self._inside) for tensor in inputs]
         try:
             if self._bf16:
                 arrays = self._run_values(inputs, outputs)
@@ -166,9 +171,16 @@ class _Session:
         except Exception as error:
             raise InferenceFailed(f"ONNX Runtime: {_first_line(error)}") from error
         return [
-            Tensor(name, self._datatypes[name], _from_onnx(array))
+            self._reshaped(Tensor(name, self._datatypes[name], _from_onnx(array)), self._outside)
             for name, array in zip(outputs, arrays, strict=True)
         ]
+
+    def _reshaped(self, tensor: Tensor, shapes: dict[str, tuple[int, ...]]) -> Tensor:
+        dims = shapes.get(tensor.name)
+        if dims is None:
+            return tensor
+        batch = tensor.data.shape[: self._batch_dims]
+        return Tensor(tensor.name, tensor.datatype, tensor.data.reshape(batch + dims))
 
     def _run_values(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> list[Array]:
         make = self._ort.OrtValue
@@ -251,7 +263,7 @@ def _check_tensor(kind: str, tensor: TensorSpec, node: Any, batched: bool) -> No
             f"the model {datatype}"
         )
     actual = [dim if isinstance(dim, int) else -1 for dim in node.shape or ()]
-    declared = [-1, *tensor.dims] if batched else [*tensor.dims]
+    declared = [-1, *tensor.model_dims] if batched else [*tensor.model_dims]
     fits = len(actual) == len(declared) and all(
         a in (d, -1) or (d == -1 and not (batched and i == 0))
         for i, (a, d) in enumerate(zip(actual, declared, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -66,11 +67,24 @@ def check(config: ModelConfig, folder_name: str) -> None:
         if tensor.data_type == model_config_pb2.TYPE_INVALID:
             raise RepositoryError(f"tensor '{tensor.name}' has no data_type")
         if tensor.HasField("reshape"):
-            raise RepositoryError(f"tensor '{tensor.name}' uses reshape, not supported yet")
+            _check_reshape(tensor)
         if any(dim == 0 or dim < -1 for dim in tensor.dims):
             raise RepositoryError(f"tensor '{tensor.name}' has a dim that is neither > 0 nor -1")
     if config.HasField("dynamic_batching"):
         _check_batching(config, name)
+
+
+def _check_reshape(tensor: Any) -> None:
+    outside, inside = list(tensor.dims), list(tensor.reshape.shape)
+    if -1 in (*outside, *inside):
+        fits = outside.count(-1) == inside.count(-1) == 1
+    else:
+        fits = math.prod(outside) == math.prod(inside)
+    if not fits:
+        raise RepositoryError(
+            f"tensor '{tensor.name}' cannot be reshaped from {outside} to {inside}: they need the "
+            "same number of elements, with at most one variable dim each"
+        )
 
 
 def _check_batching(config: ModelConfig, name: str) -> None:
@@ -113,6 +127,7 @@ def tensor_specs(tensors: Iterable[Any]) -> tuple[TensorSpec, ...]:
             datatype=_DATATYPES[tensor.data_type],
             dims=tuple(tensor.dims),
             optional=getattr(tensor, "optional", False),
+            reshape=tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None,
         )
         for tensor in tensors
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from tritonclient.grpc import model_config_pb2
@@ -13,13 +13,28 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.core import ModelSpec, ModelState, Stage, TensorSpec
 from gateway.errors import NotSupported
-from gateway.lifecycle.control import RepositoryControl
 from gateway.registry import Entry, Registry
 from gateway.transport.codec import decode, encode
 
 EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy")
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Control(Protocol):
+    """What the repository RPCs ask for."""
+
+    async def read_all(self) -> None:
+        """Take in the models that are new on disk."""
+        ...
+
+    async def load(self, name: str) -> None:
+        """Read a model anew and load it. Raises `LoadFailed`."""
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of memory. Raises `ModelNotFound`."""
+        ...
 
 
 class Servicer:
@@ -32,7 +47,7 @@ class Servicer:
         self,
         infer: Stage,
         registry: Registry,
-        control: RepositoryControl,
+        control: Control,
         ready: Callable[[], bool],
         request_timeout_s: float,
     ) -> None:

@@ -18,6 +18,11 @@ input { name: "x" data_type: TYPE_FP32 dims: 3 }
 output { name: "y" data_type: TYPE_FP32 dims: 3 }
 """
 
+RESHAPED = """max_batch_size: 8
+input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }
+output { name: "y" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }
+"""
+
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,6 +32,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         put(root, f"identity_{datatype}", identity(datatype))
     put(root, "two", add_and_multiply())
     put(root, "any_width", identity(dims=("n", "k")))
+    put(root, "scalars", identity(dims=("n",)), RESHAPED)
     put(root, "versions", identity(), "version_policy { all { } }", 1)
     put(root, "versions", identity(), "version_policy { all { } }", 3)
     put(root, "truncated", identity()[:40], DECLARED)

@@ -141,6 +141,10 @@ def test_unknown_field_is_named_with_its_line(tmp_path: Path) -> None:
         ("sequence_batching { }", "sequence_batching is not supported yet"),
         ("model_transaction_policy { decoupled: true }", "decoupled models are not supported"),
         ("max_batch_size: -1", "max_batch_size must not be negative"),
+        (
+            'input { name: "x" data_type: TYPE_FP32 dims: 3 reshape { shape: [ 2 ] } }',
+            "tensor 'x' cannot be reshaped from [3] to [2]",
+        ),
     ],
 )
 def test_what_is_not_served_is_refused_with_the_reason(

@@ -131,6 +131,14 @@ def test_latest_version_answers_unless_one_is_named(client: triton.InferenceServ
     assert client.infer("versions", [x], model_version="1").get_response().model_version == "1"
 
 
+def test_reshaped_tensors_have_their_declared_dims_outside(
+    client: triton.InferenceServerClient,
+) -> None:
+    array = np.array([[1], [2]], np.float32)
+    answer = client.infer("scalars", [tensor("x", array)]).as_numpy("y")
+    np.testing.assert_array_equal(answer, array)
+
+
 def test_empty_batch_gets_an_empty_answer(client: triton.InferenceServerClient) -> None:
     answer = client.infer("identity_FP32", [tensor("x", np.zeros((0, 3), np.float32))])
     assert answer.as_numpy("y").shape == (0, 3)
@@ -301,7 +309,7 @@ def test_model_that_cannot_load_says_why_to_everybody(
 
 def test_malformed_protobuf_is_the_callers_fault(served: Gateway) -> None:
     with grpc.insecure_channel(served.url) as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         with pytest.raises(grpc.RpcError) as caught:
             call(b"\xff\xff\xff")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
