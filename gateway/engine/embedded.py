@@ -159,8 +159,8 @@ class _Session:
 
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> list[Tensor]:
         """Return the named outputs. Runs in a worker thread."""
-        inputs = [self._reshaped(tensor, self._inside) for tensor in inputs]
         try:
+            inputs = [self._reshaped(tensor, self._inside) for tensor in inputs]
             if self._bf16:
                 arrays = self._run_values(inputs, outputs)
             else:
