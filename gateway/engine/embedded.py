@@ -37,7 +37,6 @@ _ONNX_TO_KSERVE = {
     "tensor(string)": "BYTES",
 }
 _ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
-_SERVED_BACKENDS = frozenset({"", "onnxruntime_onnx", "onnxruntime"})
 
 
 def check_one_runtime() -> None:
@@ -122,8 +121,6 @@ class EmbeddedEngine:
         self._loads.shutdown()
 
     def _open(self, spec: ModelSpec) -> _Session:
-        if spec.platform not in _SERVED_BACKENDS:
-            raise RepositoryError(f"the embedded engine does not serve '{spec.platform}' models")
         file = spec.path / spec.model_file
         if not file.exists():
             raise RepositoryError(f"version {spec.key.version} has no file '{spec.model_file}'")
