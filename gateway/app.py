@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -23,6 +24,8 @@ from gateway.transport.server import GrpcServer
 from gateway.transport.servicer import Servicer
 
 log = logging.getLogger(__name__)
+
+GC_THRESHOLD = 20_000  # allocations between two collections; Python's default is 700
 
 
 def run(settings: Settings) -> None:
@@ -59,6 +62,7 @@ async def serve(settings: Settings) -> None:
             reconciler = Reconciler(registry, engine, settings.idle_timeout_s)
             control_loop = tasks.create_task(reconciler.run(), name="reconciler")
             tasks.create_task(http_server.run(), name="http")
+            _spare_the_collector()
             log.info(
                 "serving %s: gRPC on %s:%d, HTTP on %s:%d",
                 settings.repository,
@@ -75,6 +79,17 @@ async def serve(settings: Settings) -> None:
         http_socket.close()
         await engine.close()
     log.info("stopped")
+
+
+def _spare_the_collector() -> None:
+    """Keep the garbage collector away from what start-up has built.
+
+    That heap never becomes garbage, and a request allocates enough to start a collection every few
+    dozen of them: walking it each time cost a quarter of the throughput.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
 
 
 def _on_signals(*signals: signal.Signals) -> asyncio.Event:

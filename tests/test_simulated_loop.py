@@ -23,7 +23,8 @@ def test_timers_fire_in_order_at_their_exact_times() -> None:
         loop = asyncio.get_running_loop()
         seen: list[tuple[str, float]] = []
         done = asyncio.Event()
-        loop.call_later(2, lambda: (seen.append(("late", loop.time())), done.set()))
+        loop.call_later(2, lambda: seen.append(("late", loop.time())))
+        loop.call_later(2, done.set)
         loop.call_later(1, lambda: seen.append(("early", loop.time())))
         await done.wait()
         return seen
