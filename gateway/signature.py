@@ -60,25 +60,29 @@ def _check_tensor(request: InferRequest, spec: ModelSpec, want: TensorSpec, got:
             f"inference input '{got.name}' data-type is '{got.datatype}', but model '{name}' "
             f"expects '{want.datatype}'",
         )
-    shape = got.data.shape
-    dims = want.dims
     if want.datatype == "BYTES" and spec.platform == _UTF8_ONLY:
         _check_text(request, got)
-    if spec.max_batch_size > 0:
-        if not shape:
-            raise _invalid(
-                request,
-                f"input '{got.name}' has no shape but model requires batch dimension for '{name}'",
-            )
-        dims = (-1, *dims)
-    if len(shape) != len(dims) or any(
-        d != size and d != -1 for size, d in zip(shape, dims, strict=True)
-    ):
+    shape = got.data.shape
+    batched = spec.max_batch_size > 0
+    if batched and not shape:
+        raise _invalid(
+            request,
+            f"input '{got.name}' has no shape but model requires batch dimension for '{name}'",
+        )
+    inner = shape[1:] if batched else shape
+    if inner != want.dims and not _fits(inner, want.dims):
+        expected = (-1, *want.dims) if batched else want.dims
         raise _invalid(
             request,
             f"unexpected shape for input '{got.name}' for model '{name}'. "
-            f"Expected {_listed(dims)}, got {_listed(shape)}.",
+            f"Expected {_listed(expected)}, got {_listed(shape)}.",
         )
+
+
+def _fits(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:
+    return len(shape) == len(dims) and all(
+        dim in (size, -1) for size, dim in zip(shape, dims, strict=True)
+    )
 
 
 def _check_text(request: InferRequest, got: Tensor) -> None:

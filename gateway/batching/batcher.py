@@ -22,8 +22,10 @@ from gateway.metrics import ModelStats
 log = logging.getLogger(__name__)
 
 # gRPC hands requests over about one a turn of the event loop, also when dozens have arrived: a cut
-# at the first would make batches of one. An idle turn costs about 2 us.
-QUIET_TURNS = 8
+# at the first makes batches of one. The digits model at 64 concurrent requests, two cores, in one
+# run: 5,500 requests/s with 1 quiet turn, 9,700 with 3, 12,500 with 8, 14,000 with 16 and with 40.
+# A turn that brings nothing costs about 2 us.
+QUIET_TURNS = 16
 
 
 class _Waiter:
