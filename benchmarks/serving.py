@@ -153,7 +153,12 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], list[Summary]
                     done = _round(peer, load, body, number, options.seconds, cases)
                     _print_round(done)
                     rounds.append(done)
-        commands = {peer.name: provenance.relative(peer.command) for peer in peers}
+        commands = {
+            peer.name: [
+                part.replace(str(scratch), "SCRATCH") for part in provenance.relative(peer.command)
+            ]
+            for peer in peers
+        }
         commands["h2load"] = h2load.command(
             "ADDRESS", Path("BODY"), LOADS[-1], options.seconds, Path("LOG")
         )

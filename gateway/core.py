@@ -197,6 +197,7 @@ class ModelSpec:
 class ModelRow:
     """What the registry knows of one model version at one moment: the food of `decide`.
 
+    `waiting` counts requests that wait until it is ready, `queued` those in its batch queue.
     `last_used` and `retry_at` are absolute seconds of the event loop's clock. A `retired` version
     has left the repository (or its version policy) and is to go once nobody uses it.
     """
@@ -204,6 +205,7 @@ class ModelRow:
     key: ModelKey
     state: ModelState
     waiting: int
+    queued: int
     in_flight: int
     last_used: float
     resident_bytes: int

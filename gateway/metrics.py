@@ -106,8 +106,8 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelStats], float]], ...] = (
 _GAUGES: tuple[tuple[str, str, Callable[[ModelRow], float]], ...] = (
     (
         "nv_inference_pending_request_count",
-        "Requests that wait for the model to be ready",
-        lambda row: row.waiting,
+        "Requests that wait for the model to be ready, or in its batch queue",
+        lambda row: row.waiting + row.queued,
     ),
     ("tidegate_model_in_flight", "Requests in flight on a ready model", lambda row: row.in_flight),
     ("tidegate_model_ready", "1 while the model is loaded", lambda row: row.state == READY),

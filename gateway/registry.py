@@ -48,6 +48,7 @@ class Entry:
             key=self.key,
             state=self.state,
             waiting=self.waiting,
+            queued=self.batcher.queued if self.batcher else 0,
             in_flight=self.in_flight,
             last_used=self.last_used,
             resident_bytes=self.resident_bytes,

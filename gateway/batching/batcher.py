@@ -22,9 +22,9 @@ from gateway.metrics import ModelStats
 log = logging.getLogger(__name__)
 
 # gRPC hands requests over about one a turn of the event loop, also when dozens have arrived: a cut
-# at the first makes batches of one. The digits model at 64 concurrent requests, two cores, in one
-# run: 5,500 requests/s with 1 quiet turn, 9,700 with 3, 12,500 with 8, 14,000 with 16 and with 40.
-# A turn that brings nothing costs about 2 us.
+# at the first makes batches of one. At 64 concurrent requests 16 turns give 2.5 times the
+# throughput of 1, more turns no more; one that brings nothing costs about 2 us.
+# (benchmarks/results/request-path-experiments-2026-11-23.json)
 QUIET_TURNS = 16
 
 
@@ -71,6 +71,11 @@ class Batcher:
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not self._queue and self._free == self._spec.instances
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for an instance."""
+        return len(self._queue)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Return the request's share of the batch that it went in.

@@ -16,7 +16,7 @@ KEY = ModelKey("m", 1)
 
 
 def row(state: ModelState = ModelState.READY, **changes: float | bool) -> ModelRow:
-    values: dict[str, float | bool] = {"waiting": 0, "in_flight": 0, "last_used": 0.0}
+    values: dict[str, float | bool] = {"waiting": 0, "queued": 0, "in_flight": 0, "last_used": 0.0}
     return ModelRow(KEY, state, resident_bytes=0, **{**values, **changes})  # type: ignore[arg-type]
 
 
