@@ -211,12 +211,17 @@ class Registry:
         self._errors.pop(name, None)
         for entry in self._models.get(name, {}).values():
             entry.retired = True
+        self._forget_empty(name)
         self.poke()
 
-    def drop_retired(self, entry: Entry) -> None:
+    def drop(self, key: ModelKey) -> None:
         """Forget a retired entry that holds nothing any more."""
-        if entry.retired and not entry.waiting and not entry.in_flight:
-            del self._models[entry.key.name][entry.key.version]
+        del self._models[key.name][key.version]
+        self._forget_empty(key.name)
+
+    def _forget_empty(self, name: str) -> None:
+        if name not in self._errors and not self._models.get(name):
+            self._models.pop(name, None)
 
     def poke(self) -> None:
         """Have the control loop look at the table."""

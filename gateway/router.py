@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from gateway import signature
@@ -38,6 +39,11 @@ class Router:
                 response = await batcher.infer(request)
         except TidegateError:
             entry.stats.failure += 1
+            raise
+        except asyncio.CancelledError:
+            # a deadline that passed is a failure; a client that left is nobody's
+            if asyncio.get_running_loop().time() >= request.deadline:
+                entry.stats.failure += 1
             raise
         entry.stats.answered(time.perf_counter() - started)
         return response

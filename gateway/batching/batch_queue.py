@@ -7,7 +7,7 @@ different shapes wait side by side in buckets, so that none closes another's bat
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -50,35 +50,31 @@ class _Lane(Generic[T]):
     __slots__ = ("delayed", "fresh")
 
     def __init__(self) -> None:
-        self.fresh: deque[Item[T]] = deque()
-        self.delayed: deque[Item[T]] = deque()
+        # ordered, and any item leaves in constant time: clients go from the middle, too
+        self.fresh: OrderedDict[Item[T], None] = OrderedDict()
+        self.delayed: OrderedDict[Item[T], None] = OrderedDict()
 
     def __iter__(self) -> Iterator[Item[T]]:
-        for item in self.fresh:
-            if item.waiting and not item.delayed:
-                yield item
-        for item in self.delayed:
-            if item.waiting:
-                yield item
+        yield from self.fresh
+        yield from self.delayed
+
+    def __bool__(self) -> bool:
+        return bool(self.fresh or self.delayed)
 
     def oldest(self) -> float:
         """When the longest waiting item came; inf where none waits."""
-        return min((item.queued_at for item in self._heads()), default=math.inf)
+        heads = (next(iter(items), None) for items in (self.fresh, self.delayed))
+        return min((head.queued_at for head in heads if head is not None), default=math.inf)
 
-    def _heads(self) -> Iterator[Item[T]]:
-        # Each deque is in the order of arrival, so its first item is its oldest.
-        for deque_ in (self.fresh, self.delayed):
-            for item in deque_:
-                if item.waiting and (deque_ is self.delayed or not item.delayed):
-                    yield item
-                    break
+    def delay(self, item: Item[T]) -> None:
+        """Move an item behind all unexpired ones."""
+        del self.fresh[item]
+        item.delayed = True
+        self.delayed[item] = None
 
-    def prune(self) -> None:
-        """Drop what has left from the heads, so that the deques stay as short as the queue."""
-        while self.fresh and (not self.fresh[0].waiting or self.fresh[0].delayed):
-            self.fresh.popleft()
-        while self.delayed and not self.delayed[0].waiting:
-            self.delayed.popleft()
+    def remove(self, item: Item[T]) -> None:
+        """Take an item out."""
+        del (self.delayed if item.delayed else self.fresh)[item]
 
 
 class BatchQueue(Generic[T]):
@@ -105,7 +101,7 @@ class BatchQueue(Generic[T]):
             lanes[item.level] = _Lane()
             # Levels are walked in this order: 1 is served before 2.
             self._buckets[item.bucket] = lanes = dict(sorted(lanes.items()))
-        lanes[item.level].fresh.append(item)
+        lanes[item.level].fresh[item] = None
         item.waiting = True
         self._level_sizes[item.level] = size + 1
         self._size += 1
@@ -133,8 +129,7 @@ class BatchQueue(Generic[T]):
                 self._leave(item)
                 rejected.append(item)
             else:
-                item.delayed = True
-                self._buckets[item.bucket][item.level].delayed.append(item)
+                self._buckets[item.bucket][item.level].delay(item)
         return rejected
 
     def cut(self, now: float) -> list[Item[T]]:
@@ -203,8 +198,8 @@ class BatchQueue(Generic[T]):
         self._timed.discard(item)
         lanes = self._buckets[item.bucket]
         lane = lanes[item.level]
-        lane.prune()
-        if not lane.fresh and not lane.delayed:
+        lane.remove(item)
+        if not lane:
             del lanes[item.level]
             if not lanes:
                 del self._buckets[item.bucket]

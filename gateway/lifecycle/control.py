@@ -38,7 +38,7 @@ class RepositoryControl:
 
         Raises `LoadFailed` with the reason; what was loaded before then stays loaded.
         """
-        if not has_model(self._root, name):
+        if not await asyncio.to_thread(has_model, self._root, name):
             self._registry.remove(name)
             raise LoadFailed(f"failed to load '{name}', failed to poll from model repository")
         listing = await asyncio.to_thread(read_model, self._root, name)

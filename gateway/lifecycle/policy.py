@@ -68,8 +68,8 @@ def decide(rows: Sequence[ModelRow], now: float, idle_timeout_s: float) -> Decis
 
 
 def _cold(row: ModelRow, now: float) -> tuple[Action | None, float]:
-    if row.retired:
-        return (Drop(row.key) if not row.waiting else None), math.inf
+    if row.retired and not row.waiting:
+        return Drop(row.key), math.inf
     if row.load_requested:
         return Load(row.key), math.inf
     if row.waiting:

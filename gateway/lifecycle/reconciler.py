@@ -62,14 +62,14 @@ class Reconciler:
         """Move the state at once, so that the next decision sees it; do the work in a task."""
         entry = self._registry.entry(action.key)
         match action:
+            case Drop():
+                self._registry.drop(entry.key)
             case Load():
                 entry.move(ModelState.LOADING)
                 tasks.create_task(self._load(entry, tasks), name=f"load {entry.key}")
             case Unload(reason=reason):
                 entry.move(ModelState.UNLOADING)
                 tasks.create_task(self._unload(entry, reason), name=f"unload {entry.key}")
-            case Drop():
-                self._registry.drop_retired(entry)
 
     async def _load(self, entry: Entry, tasks: asyncio.TaskGroup) -> None:
         started = time.perf_counter()

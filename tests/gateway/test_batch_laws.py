@@ -142,6 +142,7 @@ def test_deadline_ends_a_wait_in_the_queue() -> None:
             with pytest.raises(DeadlineExceeded):
                 await h.ask(2, timeout_s=2.0)
             assert loop.time() - started == pytest.approx(2.0)
+            assert h.entry().stats.failure == 1
         assert engine.batch_sizes == [1]
 
     simulate(story())

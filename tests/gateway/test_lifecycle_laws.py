@@ -150,6 +150,27 @@ def test_version_that_leaves_the_repository_is_unloaded_and_forgotten() -> None:
             h.registry.remove("m")
             with pytest.raises(ModelNotFound):
                 await h.ask(3)
+            await asyncio.sleep(1)
+            assert not h.registry.knows("m")  # so that it is taken in when it comes back
+
+    simulate(story())
+
+
+def test_request_for_a_version_that_leaves_meanwhile_is_told_at_once() -> None:
+    async def story() -> None:
+        engine = FakeEngine(unload_s=5.0)
+        async with house(engine=engine) as h:
+            await h.ask(1)
+            h.entry().unload_requested = True
+            h.registry.poke()
+            await h.state(ModelState.UNLOADING)
+            asked = asyncio.create_task(h.ask(2))
+            await asyncio.sleep(1)
+            h.registry.remove("m")
+            loop = asyncio.get_running_loop()
+            with pytest.raises(ModelNotFound):
+                await asked
+            assert loop.time() == pytest.approx(5.0, abs=0.1)
 
     simulate(story())
 
