@@ -106,8 +106,9 @@ class EmbeddedEngine:
 
     async def unload(self, key: ModelKey) -> None:
         """Close a version's session and give its memory back to the system."""
-        if self._sessions.pop(key, None) is not None:
-            await asyncio.get_running_loop().run_in_executor(self._loads, _return_memory)
+        session = self._sessions.pop(key, None)
+        if session is not None:
+            await asyncio.get_running_loop().run_in_executor(self._loads, session.close)
 
     async def infer(
         self, key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]
@@ -184,6 +185,11 @@ class _Session:
             self._reshaped(Tensor(name, self._datatypes[name], _from_onnx(array)), self._outside)
             for name, array in zip(outputs, arrays, strict=True)
         ]
+
+    def close(self) -> None:
+        """Free the model. Runs in a worker thread: it may take tens of milliseconds."""
+        self._session = None
+        _return_memory()
 
     def _reshaped(self, tensor: Tensor, shapes: dict[str, tuple[int, ...]]) -> Tensor:
         dims = shapes.get(tensor.name)
