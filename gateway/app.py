@@ -93,11 +93,18 @@ def _spare_the_collector() -> None:
 
 
 def _on_signals(*signals: signal.Signals) -> asyncio.Event:
-    """Return an event that any of the signals sets."""
+    """Return an event that any of the signals sets. A second signal ends the process at once."""
     arrived = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def arrive() -> None:
+        arrived.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
     for number in signals:
-        loop.add_signal_handler(number, arrived.set)
+        loop.add_signal_handler(number, arrive)
     return arrived
 
 

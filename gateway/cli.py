@@ -51,7 +51,7 @@ def serve(argv: list[str]) -> int:
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             default=argparse.SUPPRESS,
-            metavar=name.rsplit("_", 1)[-1].upper(),
+            metavar="VALUE",
             help=f"{field.description} (default: {field.default})",
         )
     flags = vars(parser.parse_args(argv))

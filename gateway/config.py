@@ -40,7 +40,7 @@ class Settings(BaseModel):
     max_inflight: int = Field(4096, gt=0, description="requests in flight, all models together")
     max_inflight_per_model: int = Field(1024, gt=0, description="requests in flight, one model")
     intra_op_threads: int = Field(
-        0, ge=0, description="ONNX Runtime's shared thread pool; 0 takes one a core"
+        0, ge=0, description="ONNX Runtime's shared thread pool; 0 takes one a core but one"
     )
     log_format: Literal["text", "json"] = Field("text", description="how a log line looks")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -88,5 +88,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text())
     except OSError as error:
         raise StartError(f"cannot read the config file '{file}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise StartError(f"{file} is not a text file in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise StartError(f"{file}: {error}") from None

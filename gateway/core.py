@@ -89,6 +89,11 @@ class InferRequest:
     priority: int = 0
     timeout_us: int = 0
 
+    @property
+    def label(self) -> str:
+        """What Triton puts before an error's text."""
+        return f"[request id: {self.id or '<id_unknown>'}] "
+
 
 class InferResponse(NamedTuple):
     """One client's answer, outputs in the order asked for (or the model's)."""
@@ -197,7 +202,8 @@ class ModelSpec:
 class ModelRow:
     """What the registry knows of one model version at one moment: the food of `decide`.
 
-    `waiting` counts requests that wait until it is ready, `queued` those in its batch queue.
+    `waiting` counts requests that wait until it is ready, `queued` those in its batch queue,
+    `running` batches in the engine: these may outlive the requests that they were cut for.
     `last_used` and `retry_at` are absolute seconds of the event loop's clock. A `retired` version
     has left the repository (or its version policy) and is to go once nobody uses it.
     """
@@ -206,6 +212,7 @@ class ModelRow:
     state: ModelState
     waiting: int
     queued: int
+    running: int
     in_flight: int
     last_used: float
     resident_bytes: int

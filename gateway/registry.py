@@ -14,6 +14,8 @@ from gateway.errors import InvalidRequest, ModelNotFound, ModelUnavailable
 from gateway.metrics import Metrics
 from gateway.repository.reader import ModelListing
 
+IN_MEMORY = frozenset({ModelState.LOADING, ModelState.READY, ModelState.UNLOADING})
+
 
 class Entry:
     """One model version's row. `batcher` is there exactly while the state is READY."""
@@ -33,6 +35,7 @@ class Entry:
         self.load_requested = False
         self.unload_requested = False
         self.retired = False
+        self.loaded: ModelSpec | None = None
         self._replacement: ModelSpec | None = None
         self._moved = asyncio.Event()
         self._drained = asyncio.Event()
@@ -49,6 +52,7 @@ class Entry:
             state=self.state,
             waiting=self.waiting,
             queued=self.batcher.queued if self.batcher else 0,
+            running=self.batcher.running if self.batcher else 0,
             in_flight=self.in_flight,
             last_used=self.last_used,
             resident_bytes=self.resident_bytes,
@@ -65,13 +69,23 @@ class Entry:
             and asyncio.get_running_loop().time() < self.retry_at
         )
 
+    @property
+    def newest(self) -> ModelSpec:
+        """The version as last read from disk; `spec` is what is, or was last, in memory."""
+        return self._replacement or self.spec
+
+    @property
+    def stale(self) -> bool:
+        """Whether a newer reading waits to take the place of `spec`."""
+        return self._replacement is not None
+
     def reread(self, spec: ModelSpec) -> None:
         """Take the version as it now is on disk; one in memory is unloaded first."""
         self.retired = False
         if self.state in (ModelState.UNKNOWN, ModelState.UNAVAILABLE):
             self.spec = spec
             self.failures, self.retry_at = 0, 0.0
-        elif spec != self.spec:
+        elif spec != self.newest:
             self._replacement = spec
             self.unload_requested = True
 
@@ -86,11 +100,15 @@ class Entry:
             raise AssertionError(f"{self.key}: {self.state} -> {state}: this is a bug")
         self.state = state
         self.reason = reason
+        self.wake()
+
+    def wake(self) -> None:
+        """Have whoever waits for this entry look again."""
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
     async def next_move(self) -> None:
-        """Return after the next change of state."""
+        """Return after the next change of state, or of whether the version is still there."""
         await self._moved.wait()
 
     def lease(self) -> Lease:
@@ -188,7 +206,7 @@ class Registry:
         """
         versions = self._models.setdefault(listing.name, {})
         if listing.error:
-            if not any(entry.state is ModelState.READY for entry in versions.values()):
+            if not any(entry.state in IN_MEMORY for entry in versions.values()):
                 self._errors[listing.name] = listing.error
             return
         self._errors.pop(listing.name, None)
@@ -199,7 +217,8 @@ class Registry:
             else:
                 versions[version] = Entry(spec, self._metrics)
         for version, entry in versions.items():
-            entry.retired = version not in present
+            if version not in present:
+                self._retire(entry)
         self.poke()
 
     def knows(self, name: str) -> bool:
@@ -210,7 +229,7 @@ class Registry:
         """Retire every version of a model whose folder has gone."""
         self._errors.pop(name, None)
         for entry in self._models.get(name, {}).values():
-            entry.retired = True
+            self._retire(entry)
         self._forget_empty(name)
         self.poke()
 
@@ -218,6 +237,10 @@ class Registry:
         """Forget a retired entry that holds nothing any more."""
         del self._models[key.name][key.version]
         self._forget_empty(key.name)
+
+    def _retire(self, entry: Entry) -> None:
+        entry.retired = True
+        entry.wake()
 
     def _forget_empty(self, name: str) -> None:
         if name not in self._errors and not self._models.get(name):
@@ -234,9 +257,12 @@ class Registry:
 
 
 def _version_number(version: str) -> int:
-    if version.isascii() and version.isdecimal() and int(version) > 0:
-        return int(version)
+    # the length first: Python refuses to convert thousands of digits
+    if version.isascii() and version.isdecimal() and len(version) <= 19:
+        number = int(version)
+        if 0 < number < 2**63:
+            return number
     raise InvalidRequest(
         f"failed to get model version from specified version string '{version}' "
-        "(not a whole number), version should be an integral value > 0"
+        "(not a whole number of 64 bits), version should be an integral value > 0"
     )

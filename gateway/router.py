@@ -11,6 +11,7 @@ from gateway.errors import ModelNotFound, ModelUnavailable, TidegateError
 from gateway.registry import Entry, Registry
 
 READY = ModelState.READY
+DEADLINE_SLACK_S = 0.002
 
 
 class Router:
@@ -41,15 +42,16 @@ class Router:
             entry.stats.failure += 1
             raise
         except asyncio.CancelledError:
-            # a deadline that passed is a failure; a client that left is nobody's
-            if asyncio.get_running_loop().time() >= request.deadline:
+            # A deadline that passed is a failure; a client that left is nobody's. The loop's clock
+            # has whole milliseconds, and a client's deadline may strike just before the timer.
+            if asyncio.get_running_loop().time() >= request.deadline - DEADLINE_SLACK_S:
                 entry.stats.failure += 1
             raise
         entry.stats.answered(time.perf_counter() - started)
         return response
 
     async def _until_ready(self, entry: Entry) -> None:
-        failures = entry.failures
+        failures = entry.stats.load_failures
         entry.waiting += 1
         self._registry.poke()
         try:
@@ -58,7 +60,7 @@ class Router:
                     raise ModelNotFound(
                         f"Request for unknown model: '{entry.key.name}' is not found"
                     )
-                if entry.failures > failures or entry.backing_off():
+                if entry.stats.load_failures > failures or entry.backing_off():
                     raise ModelUnavailable(
                         f"model '{entry.key.name}' version {entry.key.version} is not available: "
                         f"{entry.reason}"

@@ -130,4 +130,4 @@ def _listed(dims: tuple[int, ...]) -> str:
 
 
 def _invalid(request: InferRequest, text: str) -> InvalidRequest:
-    return InvalidRequest(f"[request id: {request.id or '<id_unknown>'}] {text}")
+    return InvalidRequest(request.label + text)

@@ -17,6 +17,9 @@ from gateway.errors import QueueFull
 
 T = TypeVar("T")
 
+# A time that is due by less than this is due: sums of floats miss each other by less.
+EPSILON_S = 1e-6
+
 
 @dataclass(slots=True, eq=False)
 class Item(Generic[T]):
@@ -63,8 +66,10 @@ class _Lane(Generic[T]):
 
     def oldest(self) -> float:
         """When the longest waiting item came; inf where none waits."""
-        heads = (next(iter(items), None) for items in (self.fresh, self.delayed))
-        return min((head.queued_at for head in heads if head is not None), default=math.inf)
+        # the fresh are in the order of arrival, the delayed in that of their timeouts
+        first = next(iter(self.fresh), None)
+        come = [item.queued_at for item in self.delayed]
+        return min([*come, first.queued_at] if first is not None else come, default=math.inf)
 
     def delay(self, item: Item[T]) -> None:
         """Move an item behind all unexpired ones."""
@@ -120,7 +125,7 @@ class BatchQueue(Generic[T]):
         """
         rejected: list[Item[T]] = []
         passed = sorted(
-            (item for item in self._timed if item.expires_at <= now),
+            (item for item in self._timed if item.expires_at <= now + EPSILON_S),
             key=lambda item: (item.expires_at, item.queued_at),
         )
         for item in passed:
@@ -184,7 +189,7 @@ class BatchQueue(Generic[T]):
         if not batch or not policy.dynamic:
             return batch
         delay = policy.max_delay_s
-        exceeded = delay > 0.0 and now >= oldest + delay
+        exceeded = delay > 0.0 and now >= oldest + delay - EPSILON_S
         if marked and not exceeded:
             return batch[:marked]
         if stopped or rows >= policy.preferred[-1] or delay == 0.0 or exceeded:

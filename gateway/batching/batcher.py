@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 
 from gateway.batching import tensors
@@ -13,6 +14,7 @@ from gateway.engine.base import Engine
 from gateway.errors import (
     DeadlineExceeded,
     InferenceFailed,
+    QueueFull,
     QueueTimeout,
     ShuttingDown,
     TidegateError,
@@ -61,6 +63,7 @@ class Batcher:
         self._queue: BatchQueue[_Waiter] = BatchQueue(spec.batching)
         self._uniform = tensors.uniform(spec)
         self._free = spec.instances
+        self._batch_done = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._pump_due = False
         self._quiet_turns = 0
@@ -70,7 +73,12 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._queue and self._free == self._spec.instances
+        return not self._queue and not self.running
+
+    @property
+    def running(self) -> int:
+        """Batches in the engine. One may outlive every request that it was cut for."""
+        return self._spec.instances - self._free
 
     @property
     def queued(self) -> int:
@@ -95,12 +103,21 @@ class Batcher:
             level=level,
             timeout_s=self._timeout_s(request, level),
         )
-        self._queue.push(item)
+        try:
+            self._queue.push(item)
+        except QueueFull as error:
+            raise QueueFull(f"{request.label}{error}") from None
         self._poke()
         try:
             return await waiter.reply
         finally:
             self._queue.discard(item)
+
+    async def drained(self) -> None:
+        """Return when nothing waits and nothing runs."""
+        while not self.idle:
+            self._batch_done.clear()
+            await self._batch_done.wait()
 
     def close(self) -> None:
         """Stop the timer. Raises AssertionError where requests are left."""
@@ -124,7 +141,8 @@ class Batcher:
 
     def _pump_when_quiet(self) -> None:
         self._quiet_turns += 1
-        growing = len(self._queue) < self._spec.batching.max_batch_size
+        policy = self._spec.batching
+        growing = policy.dynamic and len(self._queue) < policy.max_batch_size
         if growing and self._free and self._quiet_turns < QUIET_TURNS:
             self._loop.call_soon(self._pump_when_quiet)
         else:
@@ -149,16 +167,38 @@ class Batcher:
         return True
 
     async def _run(self, batch: list[Item[_Waiter]]) -> None:
-        """Send one batch and hand out its answers, or its error to every member."""
+        """Occupy an instance with one batch.
+
+        Where the engine refuses it, its members run again alone: one of them may be at fault, and
+        the others are not to suffer for it.
+        """
+        try:
+            if not await self._answer(batch, retry=len(batch) > 1):
+                for item in batch:
+                    if not item.payload.reply.done():
+                        await self._answer([item], retry=False)
+        finally:
+            self._free += 1
+            self._batch_done.set()
+            if self._queue:
+                self._poke()
+
+    async def _answer(self, batch: list[Item[_Waiter]], retry: bool) -> bool:
+        """Hand out a batch's answers, or its error; False where the engine failed and may retry."""
         spec = self._spec
         waiters = [item.payload for item in batch]
         requests = [waiter.request for waiter in waiters]
         rows = [item.rows for item in batch]
         started = time.perf_counter()
         try:
-            outputs = await self._engine.infer(
-                spec.key, tensors.stack(requests), tensors.wanted(requests, spec)
-            )
+            try:
+                outputs = await self._engine.infer(
+                    spec.key, tensors.stack(requests), tensors.wanted(requests, spec)
+                )
+            except InferenceFailed:
+                if retry:
+                    return False
+                raise
             finished = time.perf_counter()
             responses = tensors.split(outputs, requests, rows, spec)
         except TidegateError as error:
@@ -179,10 +219,7 @@ class Batcher:
                 stats.queue_s += started - waiter.arrived
                 if not waiter.reply.done():
                     waiter.reply.set_result(response)
-        finally:
-            self._free += 1
-            if self._queue:
-                self._poke()
+        return True
 
     def _fail(self, waiters: list[_Waiter], error: TidegateError) -> None:
         for waiter in waiters:
@@ -193,9 +230,12 @@ class Batcher:
         if self._timer is not None and self._timer_at == due:
             return
         self._disarm()
-        if due < float("inf"):
+        if due < math.inf:
             self._timer_at = due
-            self._timer = self._loop.call_at(due, self._timer_fired)
+            # uvloop's timers and clock have whole milliseconds: one that fired in the middle of
+            # the due one would find nothing to do, again and again until it has passed
+            whole_ms = math.ceil(due * 1e3 - 1e-6) / 1e3
+            self._timer = self._loop.call_at(whole_ms, self._timer_fired)
 
     def _disarm(self) -> None:
         if self._timer is not None:

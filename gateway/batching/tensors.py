@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gateway.core import Array, InferRequest, InferResponse, ModelSpec, Tensor
+from gateway.core import InferRequest, InferResponse, ModelSpec, Tensor
 from gateway.errors import InferenceFailed
 
 
@@ -84,14 +84,9 @@ def split(
             share = [by_name[name] for name in asked]
         else:
             share = [
-                Tensor(name, by_name[name].datatype, _rows(by_name[name].data, start, count))
+                Tensor(name, by_name[name].datatype, by_name[name].data[start : start + count])
                 for name in asked
             ]
         responses.append(InferResponse(request.model, spec.key.version, request.id, share))
         start += count
     return responses
-
-
-def _rows(data: Array, start: int, count: int) -> Array:
-    view: Array = data[start : start + count]
-    return view

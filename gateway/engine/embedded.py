@@ -40,6 +40,9 @@ _ONNX_TO_KSERVE = {
 # A thread switch there and back costs about 100 us on two cores: what takes less than a few of
 # those runs on the event loop itself.
 QUICK_S = 0.0003
+# ONNX Runtime's own log goes straight to stderr, past this gateway's: what it has to say of a
+# failure is in the exception too.
+_FATAL = 4
 _ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
@@ -72,7 +75,8 @@ def _installed(distribution: str) -> bool:
 class EmbeddedEngine:
     """Runs ONNX models in this process.
 
-    Sessions share one thread pool of `intra_op_threads` (0: one a core). Runs and loads have
+    Sessions share one thread pool of `intra_op_threads` (0: one a core but one, which is left to
+    the event loop). Runs and loads have
     worker threads of their own, so that a load never waits behind inference or the other way
     round; ONNX Runtime lets go of the interpreter lock in both.
     """
@@ -115,17 +119,20 @@ class EmbeddedEngine:
     ) -> list[Tensor]:
         """Run one batch, in a worker thread unless the model is a quick one; see `Engine.infer`."""
         session = self._sessions[key]
-        if session.expected_s < QUICK_S:
+        if session.is_quick(inputs):
             return session.run(inputs, outputs)
         return await asyncio.get_running_loop().run_in_executor(
             self._runs, session.run, inputs, outputs
         )
 
     async def close(self) -> None:
-        """End the worker threads."""
+        """Abort what still runs (between two operators) and end the worker threads."""
+        for session in self._sessions.values():
+            session.abort()
         self._sessions.clear()
-        self._runs.shutdown()
-        self._loads.shutdown()
+        # without waiting: this is the event loop
+        self._runs.shutdown(wait=False, cancel_futures=True)
+        self._loads.shutdown(wait=False, cancel_futures=True)
 
     def _open(self, spec: ModelSpec) -> _Session:
         file = spec.path / spec.model_file
@@ -133,7 +140,7 @@ class EmbeddedEngine:
             raise RepositoryError(f"version {spec.key.version} has no file '{spec.model_file}'")
         options = self._ort.SessionOptions()
         options.use_per_session_threads = False
-        options.log_severity_level = 3
+        options.log_severity_level = _FATAL
         try:
             session = self._ort.InferenceSession(
                 str(file), options, providers=["CPUExecutionProvider"]
@@ -150,12 +157,10 @@ class EmbeddedEngine:
 class _Session:
     """One open ONNX Runtime session."""
 
-    expected_s: float
-    """What a run takes, in seconds: the slowest lately, forgotten by a tenth each run."""
-
     def __init__(self, ort: Any, session: Any, spec: ModelSpec) -> None:
-        self.expected_s = math.inf
         self._ort = ort
+        self._quick_elements = 0
+        self._running: set[Any] = set()
         self._session = session
         self._datatypes = {output.name: output.datatype for output in spec.outputs}
         self._batch_dims = 1 if spec.max_batch_size > 0 else 0
@@ -165,26 +170,45 @@ class _Session:
         # Only `run_with_ort_values` carries the 16 bits that NumPy has no type for.
         self._bf16 = any(tensor.datatype == "BF16" for tensor in (*spec.inputs, *spec.outputs))
 
+    def is_quick(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether a batch no smaller than this one has run in less than `QUICK_S`."""
+        return sum(tensor.data.size for tensor in inputs) <= self._quick_elements
+
+    def abort(self) -> None:
+        """Have every run under way end with an error soon."""
+        for options in tuple(self._running):
+            options.terminate = True
+
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> list[Tensor]:
         """Return the named outputs. Safe in any thread."""
+        options = self._ort.RunOptions()
+        options.log_severity_level = _FATAL
+        self._running.add(options)
         started = time.perf_counter()
         try:
             inputs = [self._reshaped(tensor, self._inside) for tensor in inputs]
             if self._bf16:
-                arrays = self._run_values(inputs, outputs)
+                arrays = self._run_values(inputs, outputs, options)
             else:
                 feed = {tensor.name: _to_onnx(tensor) for tensor in inputs}
-                arrays = self._session.run(outputs, feed)
+                arrays = self._session.run(outputs, feed, options)
         except InvalidRequest:
             raise
         except Exception as error:
             raise InferenceFailed(f"ONNX Runtime: {_first_line(error)}") from error
-        took = time.perf_counter() - started
-        self.expected_s = took if self.expected_s == math.inf else max(took, 0.9 * self.expected_s)
+        finally:
+            self._running.discard(options)
+        self._learn(sum(tensor.data.size for tensor in inputs), time.perf_counter() - started)
         return [
             self._reshaped(Tensor(name, self._datatypes[name], _from_onnx(array)), self._outside)
             for name, array in zip(outputs, arrays, strict=True)
         ]
+
+    def _learn(self, elements: int, took_s: float) -> None:
+        if took_s < QUICK_S:
+            self._quick_elements = max(self._quick_elements, elements)
+        else:
+            self._quick_elements = min(self._quick_elements, elements // 2)
 
     def close(self) -> None:
         """Free the model. Runs in a worker thread: it may take tens of milliseconds."""
@@ -198,7 +222,9 @@ class _Session:
         batch = tensor.data.shape[: self._batch_dims]
         return Tensor(tensor.name, tensor.datatype, tensor.data.reshape(batch + dims))
 
-    def _run_values(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> list[Array]:
+    def _run_values(
+        self, inputs: Sequence[Tensor], outputs: Sequence[str], options: Any
+    ) -> list[Array]:
         make = self._ort.OrtValue
         feed = {
             tensor.name: make.ortvalue_from_numpy_with_onnx_type(
@@ -208,7 +234,7 @@ class _Session:
             else make.ortvalue_from_numpy(_to_onnx(tensor))
             for tensor in inputs
         }
-        values = self._session.run_with_ort_values(outputs, feed)
+        values = self._session.run_with_ort_values(outputs, feed, options)
         return [
             _bits_of(value) if self._datatypes[name] == "BF16" else value.numpy()
             for name, value in zip(outputs, values, strict=True)
@@ -280,8 +306,11 @@ def _check_tensor(kind: str, tensor: TensorSpec, node: Any, batched: bool) -> No
         )
     actual = [dim if isinstance(dim, int) else -1 for dim in node.shape or ()]
     declared = [-1, *tensor.model_dims] if batched else [*tensor.model_dims]
+    if kind == "output" and not actual:
+        return  # ONNX Runtime does not know the rank: [] is what it says then, too
     fits = len(actual) == len(declared) and all(
-        a in (d, -1) or (d == -1 and not (batched and i == 0))
+        # a fixed output of a dim declared open is right; a fixed input would refuse clients
+        a in (d, -1) or (d == -1 and kind == "output" and not (batched and i == 0))
         for i, (a, d) in enumerate(zip(actual, declared, strict=True))
     )
     if not fits:

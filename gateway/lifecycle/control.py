@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gateway.core import ModelState
 from gateway.errors import LoadFailed, ModelNotFound
-from gateway.registry import Entry, Registry
-from gateway.repository.reader import has_model, read_model, read_repository
+from gateway.registry import IN_MEMORY, Entry, Registry
+from gateway.repository.reader import has_model, model_names, read_model
 
 log = logging.getLogger(__name__)
 
@@ -23,20 +23,21 @@ class RepositoryControl:
 
     async def read_all(self) -> None:
         """Take in every model that is not known yet. Raises `StartError` without a repository."""
-        for listing in await asyncio.to_thread(read_repository, self._root):
-            if not self._registry.knows(listing.name):
-                self._registry.update(listing)
-                for folder in listing.ignored:
-                    log.warning(
-                        "%s/%s is ignored: versions are whole numbers > 0", listing.name, folder
-                    )
-                if listing.error:
-                    log.error("model %s cannot be served: %s", listing.name, listing.error)
+        for name in await asyncio.to_thread(model_names, self._root):
+            if self._registry.knows(name):
+                continue
+            listing = await asyncio.to_thread(read_model, self._root, name)
+            self._registry.update(listing)
+            for folder in listing.ignored:
+                log.warning("%s/%s is ignored: no whole number > 0 without leading 0", name, folder)
+            if listing.error:
+                log.error("model %s cannot be served: %s", name, listing.error)
 
     async def load(self, name: str) -> None:
         """Read a model anew and return once its versions are ready; reload what has changed.
 
-        Raises `LoadFailed` with the reason; what was loaded before then stays loaded.
+        Raises `LoadFailed` with the reason. Faulty files leave alone what is loaded; a model whose
+        folder has gone is unloaded.
         """
         if not await asyncio.to_thread(has_model, self._root, name):
             self._registry.remove(name)
@@ -60,23 +61,27 @@ class RepositoryControl:
                 await self._until_cold(entry)
 
     async def _until_ready(self, entry: Entry) -> None:
-        failures = entry.failures
-        if entry.state is ModelState.READY and not entry.unload_requested:
-            return
-        entry.load_requested = True
-        self._registry.poke()
-        while entry.state is not ModelState.READY or entry.unload_requested:
-            await entry.next_move()
+        wanted, stats = entry.newest, entry.stats
+        loads, failures = stats.loads, stats.load_failures
+        if not (entry.state is ModelState.READY and entry.spec is wanted):
+            entry.load_requested = True
+            self._registry.poke()
+        # counters, because a state may be over before its waiters run
+        while not (
+            entry.loaded is wanted and (entry.state is ModelState.READY or stats.loads > loads)
+        ):
             if entry.retired:
                 raise LoadFailed(f"failed to load '{entry.key.name}', it has left the repository")
-            if entry.failures > failures:
+            if stats.load_failures > failures:
                 raise LoadFailed(
                     f"failed to load '{entry.key.name}', version {entry.key.version}: "
                     f"{entry.reason}"
                 )
+            await entry.next_move()
 
     async def _until_cold(self, entry: Entry) -> None:
-        while entry.state in (ModelState.LOADING, ModelState.READY, ModelState.UNLOADING):
+        unloads = entry.stats.unloads
+        while entry.state in IN_MEMORY and entry.stats.unloads == unloads:
             if entry.state is not ModelState.UNLOADING:
                 entry.unload_requested = True
                 self._registry.poke()

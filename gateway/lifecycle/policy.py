@@ -82,7 +82,7 @@ def _ready(row: ModelRow, now: float, idle_timeout_s: float) -> tuple[Action | N
         return Unload(row.key, "left the repository"), math.inf
     if row.unload_requested:
         return Unload(row.key, "unloaded"), math.inf
-    if row.in_flight or row.waiting:
+    if row.in_flight or row.waiting or row.running:
         # whatever is in flight now ends no sooner than now
         return None, now + idle_timeout_s
     idle_at = row.last_used + idle_timeout_s

@@ -50,7 +50,7 @@ class Reconciler:
                     await self._registry.demand()
 
     async def _unload_all(self) -> None:
-        for entry in self._registry.entries():
+        for entry in list(self._registry.entries()):
             if entry.state is ModelState.READY:
                 entry.move(ModelState.UNLOADING)
             if entry.state is ModelState.UNLOADING:
@@ -91,18 +91,23 @@ class Reconciler:
             entry.stats.load_s += took
             entry.batcher = Batcher(entry.spec, self._engine, tasks, entry.stats)
             entry.last_used = asyncio.get_running_loop().time()
-            # a newer reading that came meanwhile (unload_requested) still has to be loaded
-            entry.load_requested = entry.load_requested and entry.unload_requested
+            entry.loaded = entry.spec
+            # asked for meanwhile, a newer reading still has to be loaded
+            entry.load_requested = entry.load_requested and entry.stale
             entry.move(ModelState.READY)
             log.info("loaded %s in %.0f ms", entry.key, took * 1e3)
         self._registry.poke()
 
     def _load_failed(self, entry: Entry, reason: str) -> None:
+        if entry.stale:  # the files have been mended while this load ran: the next one counts
+            entry.unload_requested = False
+            entry.replace()
+            entry.move(ModelState.UNAVAILABLE, reason)
+            return
         entry.failures += 1
         wait_s = retry_after_s(entry.failures)
         entry.retry_at = asyncio.get_running_loop().time() + wait_s
         entry.load_requested = entry.unload_requested = False
-        entry.replace()
         entry.stats.load_failures += 1
         entry.move(ModelState.UNAVAILABLE, reason)
         log.error("cannot load %s: %s (next try not before %.0f s)", entry.key, reason, wait_s)
@@ -111,6 +116,8 @@ class Reconciler:
         await entry.drained()
         if entry.batcher is None:
             raise AssertionError(f"{entry.key}: unload without a batcher: this is a bug")
+        # a batch whose every caller has left still runs
+        await entry.batcher.drained()
         entry.batcher.close()
         entry.batcher = None
         await self._engine.unload(entry.key)

@@ -65,7 +65,8 @@ def complete(config: ModelConfig, name: str, model_file: Path | None) -> None:
 
 def _read(file: Path) -> onnx.ModelProto:
     try:
-        return onnx.load(file, load_external_data=False)
+        # the format by name: onnx would guess it from the file's suffix
+        return onnx.load(file, format="protobuf", load_external_data=False)
     except (OSError, DecodeError) as error:
         raise RepositoryError(f"cannot read '{file.name}' as an ONNX model: {error}") from None
 

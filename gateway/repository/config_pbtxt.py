@@ -64,8 +64,9 @@ def check(config: ModelConfig, folder_name: str) -> None:
     if config.max_batch_size < 0:
         raise RepositoryError(f"max_batch_size must not be negative for {name}")
     for tensor in (*config.input, *config.output):
-        if tensor.data_type == model_config_pb2.TYPE_INVALID:
-            raise RepositoryError(f"tensor '{tensor.name}' has no data_type")
+        # proto3 enums are open: the parser takes any number
+        if tensor.data_type not in _DATATYPES or tensor.data_type == model_config_pb2.TYPE_INVALID:
+            raise RepositoryError(f"tensor '{tensor.name}' has no valid data_type")
         if tensor.HasField("reshape"):
             _check_reshape(tensor)
         if any(dim == 0 or dim < -1 for dim in tensor.dims):
@@ -76,11 +77,9 @@ def check(config: ModelConfig, folder_name: str) -> None:
 
 def _check_reshape(tensor: Any) -> None:
     outside, inside = list(tensor.dims), list(tensor.reshape.shape)
-    if -1 in (*outside, *inside):
-        fits = outside.count(-1) == inside.count(-1) == 1
-    else:
-        fits = math.prod(outside) == math.prod(inside)
-    if not fits:
+    fits = outside.count(-1) == inside.count(-1) <= 1
+    # with one variable dim on each side the signs cancel: the fixed parts are compared
+    if not fits or math.prod(outside) != math.prod(inside):
         raise RepositoryError(
             f"tensor '{tensor.name}' cannot be reshaped from {outside} to {inside}: they need the "
             "same number of elements, with at most one variable dim each"

@@ -24,37 +24,35 @@ class ModelListing:
     ignored: tuple[str, ...] = ()
 
 
-def read_repository(root: Path) -> list[ModelListing]:
-    """Return every model of a repository, by name. Raises `StartError` where it is no folder."""
+def model_names(root: Path) -> list[str]:
+    """Return the names of a repository's models. Raises `StartError` where it is no folder."""
     if not root.is_dir():
         raise StartError(f"the model repository '{root}' does not exist or is not a folder")
-    return [
-        read_model(root, folder.name)
-        for folder in sorted(root.iterdir())
-        if has_model(root, folder.name)
-    ]
+    return [folder.name for folder in sorted(root.iterdir()) if has_model(root, folder.name)]
 
 
 def has_model(root: Path, name: str) -> bool:
     """Return whether `name` is a model folder; a path in disguise ("../x") never is."""
-    return (
-        bool(name)
-        and not name.startswith(".")
-        and Path(name).name == name
-        and (root / name).is_dir()
-    )
+    if not name or name.startswith(".") or Path(name).name != name:
+        return False
+    try:
+        return (root / name).is_dir()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def read_model(root: Path, name: str) -> ModelListing:
     """Return one model as it is on disk now; a fault in its files becomes `error`."""
     folder = root / name
-    numbers, ignored = _version_folders(folder)
+    ignored: tuple[str, ...] = ()
     try:
+        numbers, ignored = _version_folders(folder)
         config = _read_config(folder, numbers, ignored)
-        chosen = _by_policy(config, numbers)
+        specs = tuple(_spec(folder, number, config) for number in _by_policy(config, numbers))
     except RepositoryError as error:
         return ModelListing(name, (), str(error), ignored)
-    specs = tuple(_spec(folder, number, config) for number in chosen)
+    except OSError as error:
+        return ModelListing(name, (), f"cannot read the model's files: {error}", ignored)
     return ModelListing(name, specs, "", ignored)
 
 
@@ -101,7 +99,10 @@ def _by_policy(config: config_pbtxt.ModelConfig, numbers: list[int]) -> list[int
     if policy.HasField("all"):
         return numbers
     if policy.HasField("specific"):
-        return [number for number in numbers if number in policy.specific.versions]
+        chosen = [number for number in numbers if number in policy.specific.versions]
+        if not chosen:
+            raise RepositoryError(f"version_policy serves none of the versions present: {numbers}")
+        return chosen
     count = policy.latest.num_versions if policy.HasField("latest") else 1
     return numbers[-max(1, count) :]
 

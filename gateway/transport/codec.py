@@ -28,6 +28,7 @@ _TYPED_FIELD = {
     "BYTES": "bytes_contents",
 }
 _FIELD_NAMES = tuple(dict.fromkeys(_TYPED_FIELD.values()))
+MAX_DIMS = 64  # NumPy's own limit
 _LENGTH = struct.Struct("<I")
 _UNSUPPORTED_OUTPUT = ("classification", "shared_memory_region")
 
@@ -39,6 +40,8 @@ def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
     """
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
+        for tensor in message.inputs:
+            _check_raw(message, tensor)
         if len(raw) < len(message.inputs):
             missing = message.inputs[len(raw)].name
             raise _invalid(
@@ -53,14 +56,18 @@ def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
         )
     inputs = []
     for index, tensor in enumerate(message.inputs):
-        if "shared_memory_region" in tensor.parameters:
-            raise NotSupported("shared memory is not supported yet")
         shape = tuple(tensor.shape)
-        if min(shape, default=0) < 0:
-            raise _invalid(message, f"input '{tensor.name}' has a negative dim in {list(shape)}")
+        if len(shape) > MAX_DIMS or min(shape, default=0) < 0:
+            raise _invalid(
+                message,
+                f"input '{tensor.name}' has a negative dim or more than {MAX_DIMS} dims: "
+                f"{list(shape[:MAX_DIMS])}",
+            )
         if raw:
+            _check_raw(message, tensor)
             data = _from_raw(message, tensor, shape, raw[index])
         else:
+            _check_region(tensor)
             data = _from_typed(message, tensor, shape)
         inputs.append(Tensor(tensor.name, tensor.datatype, data))
     outputs = []
@@ -68,7 +75,8 @@ def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
         for parameter in _UNSUPPORTED_OUTPUT:
             if parameter in output.parameters:
                 raise NotSupported(f"output parameter '{parameter}' is not supported yet")
-        outputs.append(output.name)
+        if output.name not in outputs:  # twice would cost a client nothing and the answer double
+            outputs.append(output.name)
     request = InferRequest(
         message.model_name, message.model_version, message.id, inputs, outputs, deadline
     )
@@ -96,18 +104,38 @@ def to_raw(tensor: Tensor) -> bytes:
     return b"".join(_LENGTH.pack(len(element)) + element for element in tensor.data.ravel())
 
 
-def _from_raw(
-    message: pb.ModelInferRequest,
-    tensor: pb.ModelInferRequest.InferInputTensor,
-    shape: tuple[int, ...],
-    raw: bytes,
-) -> Array:
+def _check_region(tensor: pb.ModelInferRequest.InferInputTensor) -> None:
+    if "shared_memory_region" in tensor.parameters:
+        raise NotSupported("shared memory is not supported yet")
+
+
+def _check_raw(
+    message: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor
+) -> None:
+    _check_region(tensor)
     if tensor.HasField("contents"):
         raise _invalid(
             message,
             "contents field must not be specified when using raw_input_contents for "
             f"'{tensor.name}' for model '{message.model_name}'",
         )
+
+
+def _shaped(
+    message: pb.ModelInferRequest, name: str, array: Array, shape: tuple[int, ...]
+) -> Array:
+    try:
+        return array.reshape(shape)
+    except ValueError:  # no elements, and dims that no array can have
+        raise _invalid(message, f"input '{name}' has the impossible shape {list(shape)}") from None
+
+
+def _from_raw(
+    message: pb.ModelInferRequest,
+    tensor: pb.ModelInferRequest.InferInputTensor,
+    shape: tuple[int, ...],
+    raw: bytes,
+) -> Array:
     if tensor.datatype == "BYTES":
         return _from_raw_bytes(message, tensor, shape, raw)
     dtype = _dtype(message, tensor)
@@ -118,7 +146,7 @@ def _from_raw(
             f"input byte size mismatch for input '{tensor.name}' for model "
             f"'{message.model_name}'. Expected {expected}, got {len(raw)}",
         )
-    return np.frombuffer(raw, dtype).reshape(shape)
+    return _shaped(message, tensor.name, np.frombuffer(raw, dtype), shape)
 
 
 def _from_raw_bytes(
@@ -129,7 +157,9 @@ def _from_raw_bytes(
 ) -> Array:
     elements: list[bytes] = []
     at = 0
-    while at < len(raw):
+    expected = math.prod(shape)
+    # no further than the first element too many: a message holds millions of empty ones
+    while at < len(raw) and len(elements) <= expected:
         if at + _LENGTH.size > len(raw):
             raise _invalid(
                 message,
@@ -164,7 +194,7 @@ def _strings(
         )
     array = np.empty(expected, np.object_)
     array[:] = elements
-    return array.reshape(shape)
+    return _shaped(message, tensor.name, array, shape)
 
 
 def _from_typed(
@@ -207,11 +237,12 @@ def _from_typed(
             f"{len(values) * dtype.itemsize}",
         )
     try:
-        return np.array(values, dtype).reshape(shape)
+        array = np.array(values, dtype)
     except OverflowError:
         raise _invalid(
             message, f"input '{tensor.name}' has a value that {tensor.datatype} cannot hold"
         ) from None
+    return _shaped(message, tensor.name, array, shape)
 
 
 def _dtype(

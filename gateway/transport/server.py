@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -15,13 +16,22 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import InvalidRequest, NotSupported, StartError, TidegateError
+from gateway.errors import (
+    InvalidRequest,
+    NotSupported,
+    ShuttingDown,
+    StartError,
+    TidegateError,
+)
 from gateway.transport.servicer import Context, Servicer
 from gateway.transport.status import STATUS
 
 log = logging.getLogger(__name__)
 
 INFERENCE_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+LAME_DUCK_S = 0.25
+MAX_STATUS_TEXT = 2000
 
 Rpc = Callable[[Any, Context], Awaitable[Message]]
 
@@ -38,7 +48,8 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        self._server.add_generic_rpc_handlers((_inference_handler(servicer),))
+        self._calls = Calls()
+        self._server.add_generic_rpc_handlers((_inference_handler(servicer, self._calls),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -47,12 +58,13 @@ class GrpcServer:
 
     async def start(self, host: str, port: int) -> int:
         """Listen; return the port. Raises `StartError` where it cannot be had."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = self._server.add_insecure_port(address)
         except RuntimeError:
             await self._server.stop(None)  # or its destructor complains of the closed loop
             raise StartError(
-                f"cannot listen on {host}:{port} (gRPC): the port is in use, or not ours to take"
+                f"cannot listen on {address} (gRPC): the port is in use, or not ours to take"
             ) from None
         await self._server.start()
         await self._health.set(INFERENCE_SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING)
@@ -61,13 +73,47 @@ class GrpcServer:
     async def drain(self, timeout_s: float) -> None:
         """Say NOT_SERVING, refuse new calls, and return once those in flight are answered.
 
-        What is left after `timeout_s` seconds is cancelled.
+        New calls get UNAVAILABLE, which clients send elsewhere; also for a moment after the last
+        answer, for those who have it from the wire only now. Closing at once would have gRPC tell
+        them CANCELLED. What is left after `timeout_s` seconds is cancelled, health watches always.
         """
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(timeout_s)
+        self._calls.closed = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._calls.finished()
+                await asyncio.sleep(LAME_DUCK_S)
+        except TimeoutError:
+            log.warning("%d calls were not answered within the drain's time", self._calls.count)
+        await self._server.stop(None)
 
 
-def _inference_handler(servicer: Servicer) -> grpc.GenericRpcHandler:
+class Calls:
+    """The unary calls in flight. Once `closed`, new ones are refused."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.closed = False
+        self._left = asyncio.Event()
+
+    def __enter__(self) -> None:
+        if self.closed:
+            raise ShuttingDown("the gateway is shutting down")
+        self.count += 1
+
+    def __exit__(self, *_exc: object) -> None:
+        self.count -= 1
+        if self.closed:
+            self._left.set()
+
+    async def finished(self) -> None:
+        """Return when no call is left."""
+        while self.count:
+            self._left.clear()
+            await self._left.wait()
+
+
+def _inference_handler(servicer: Servicer, calls: Calls) -> grpc.GenericRpcHandler:
     """Register every RPC that the protocol has, so that none is unknown.
 
     Messages are parsed here and not by gRPC, which would call a malformed one INTERNAL.
@@ -78,30 +124,38 @@ def _inference_handler(servicer: Servicer) -> grpc.GenericRpcHandler:
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(_not_streamed(method))
         else:
             rpc: Rpc = getattr(servicer, method.name, None) or _not_implemented(method)
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(method, rpc))
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(method, rpc, calls))
     return grpc.method_handlers_generic_handler(INFERENCE_SERVICE.full_name, handlers)
 
 
-def _unary(method: MethodDescriptor, rpc: Rpc) -> Callable[[bytes, Context], Awaitable[bytes]]:
+def _unary(
+    method: MethodDescriptor, rpc: Rpc, calls: Calls
+) -> Callable[[bytes, Context], Awaitable[bytes]]:
     """Wrap an RPC: bytes in, bytes out, errors to statuses."""
     request_type = GetMessageClass(method.input_type)
 
     async def handle(data: bytes, context: Context) -> bytes:
         try:
-            try:
-                message = request_type.FromString(data)
-            except DecodeError:
-                raise InvalidRequest(
-                    f"{method.name}: the message is not a {method.input_type.full_name}"
-                ) from None
-            return (await rpc(message, context)).SerializeToString()
+            with calls:
+                try:
+                    message = request_type.FromString(data)
+                except DecodeError:
+                    raise InvalidRequest(
+                        f"{method.name}: the message is no {method.input_type.full_name}"
+                    ) from None
+                return (await rpc(message, context)).SerializeToString()
         except TidegateError as error:
-            await context.abort(STATUS[type(error)], str(error))
+            code, text = STATUS[type(error)], str(error)
         except Exception as error:
             log.exception("%s failed: this is a bug", method.name)
-            await context.abort(
-                grpc.StatusCode.INTERNAL, f"{method.name}: {type(error).__name__}: {error}"
-            )
+            code = grpc.StatusCode.INTERNAL
+            text = f"{method.name}: {type(error).__name__}: {error}"
+        try:
+            # a status travels in a header: a text as long as a client's names might not fit
+            await context.abort(code, text[:MAX_STATUS_TEXT])
+        except grpc.aio.InternalError:
+            log.debug("%s: the caller left before it could be told: %s", method.name, text)
+        return b""
 
     return handle
 

@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.core import ModelSpec, ModelState, Stage, TensorSpec
-from gateway.errors import NotSupported
+from gateway.errors import ModelUnavailable, NotSupported
 from gateway.registry import Entry, Registry
 from gateway.transport.codec import decode, encode
 
@@ -86,7 +86,10 @@ class Servicer:
         self, message: pb.ModelReadyRequest, _context: Context
     ) -> pb.ModelReadyResponse:
         """Say whether a request would be served: true for a cold model that loads on demand."""
-        entry = self._registry.find(message.name, message.version)
+        try:
+            entry = self._registry.find(message.name, message.version)
+        except ModelUnavailable:
+            return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._ready() and not entry.backing_off())
 
     async def ModelMetadata(

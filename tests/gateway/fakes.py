@@ -150,12 +150,14 @@ def dynamic(max_batch_size: int = 8, delay_s: float = 0.0, *preferred: int) -> B
 class House:
     """The gateway from its door to its engine, on the loop of the test."""
 
-    def __init__(self, engine: FakeEngine, idle_timeout_s: float, max_inflight: int) -> None:
+    def __init__(
+        self, engine: FakeEngine, idle_timeout_s: float, max_inflight: int, per_model: int
+    ) -> None:
         self.engine = engine
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
         self.reconciler = Reconciler(self.registry, engine, idle_timeout_s)
-        self.admission = Admission(Router(self.registry), max_inflight, max_inflight)
+        self.admission = Admission(Router(self.registry), max_inflight, per_model)
 
     def publish(self, *specs: ModelSpec) -> None:
         """Put versions of one model into the repository."""
@@ -211,9 +213,10 @@ async def house(
     engine: FakeEngine | None = None,
     idle_timeout_s: float = 300.0,
     max_inflight: int = 1000,
+    per_model: int = 1000,
 ) -> AsyncIterator[House]:
     """A gateway that serves `specs`; at the end its books must balance and no task be left."""
-    built = House(engine or FakeEngine(), idle_timeout_s, max_inflight)
+    built = House(engine or FakeEngine(), idle_timeout_s, max_inflight, per_model)
     for one in specs or (spec(),):
         built.publish(one)
     running = asyncio.create_task(built.reconciler.run())

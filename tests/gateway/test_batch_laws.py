@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
-from gateway.core import BatchPolicy, ModelState, QueuePolicy, TimeoutAction
+from gateway.core import (
+    BatchPolicy,
+    InferRequest,
+    ModelState,
+    QueuePolicy,
+    Tensor,
+    TimeoutAction,
+)
 from gateway.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -107,12 +115,41 @@ def test_different_shapes_never_share_a_batch() -> None:
 
 def test_failed_batch_fails_its_members_and_the_batcher_lives_on() -> None:
     async def story() -> None:
-        engine = FakeEngine(runs=[Fail("the engine tripped", 0.1)])
+        engine = FakeEngine(runs=[Fail("the engine tripped", 0.1)] * 3)
         async with house(engine=engine) as h:
             answers = await asyncio.gather(h.ask(1), h.ask(2), return_exceptions=True)
             assert all(isinstance(answer, InferenceFailed) for answer in answers)
             assert answers[0] is not answers[1]
             await h.ask(3)
+
+    simulate(story())
+
+
+def test_request_that_the_engine_refuses_does_not_fail_its_batch_mates() -> None:
+    async def story() -> None:
+        engine = FakeEngine(runs=[Fail("a value is wrong"), Ok(), Fail("a value is wrong"), Ok()])
+        async with house(engine=engine) as h:
+            answers = await asyncio.gather(*map(h.ask, (1, 2, 3)), return_exceptions=True)
+            assert [isinstance(answer, InferenceFailed) for answer in answers] == [
+                False,
+                True,
+                False,
+            ]
+            assert engine.batch_sizes == [3, 1, 1, 1]
+
+    simulate(story())
+
+
+def test_deadline_is_checked_again_when_a_batch_is_cut() -> None:
+    async def story() -> None:
+        async with house() as h:
+            await h.ask(0)
+            batcher = h.entry().batcher
+            assert batcher is not None
+            late = InferRequest("m", "", "", [Tensor("x", "FP32", np.zeros((1, 2)))], [], 0.0)
+            with pytest.raises(DeadlineExceeded):
+                await batcher.infer(late)
+            assert h.engine.batch_sizes == [1]
 
     simulate(story())
 
@@ -256,14 +293,21 @@ def test_higher_priority_is_served_first() -> None:
     simulate(story())
 
 
-def test_full_gateway_refuses_before_any_wait() -> None:
+@pytest.mark.parametrize(
+    ("max_inflight", "per_model", "text"),
+    [(2, 9, "the gateway has 2 requests in flight"), (9, 2, "model 'm' has 2 requests in flight")],
+)
+def test_full_gateway_refuses_before_any_wait(max_inflight: int, per_model: int, text: str) -> None:
     async def story() -> None:
         engine = FakeEngine(runs=[Ok(5.0)])
-        async with house(engine=engine, max_inflight=2) as h, asyncio.TaskGroup() as clients:
+        async with (
+            house(engine=engine, max_inflight=max_inflight, per_model=per_model) as h,
+            asyncio.TaskGroup() as clients,
+        ):
             clients.create_task(h.ask(1))
             clients.create_task(h.ask(2))
             await asyncio.sleep(0)
-            with pytest.raises(Overloaded, match="2 requests in flight"):
+            with pytest.raises(Overloaded, match=text):
                 await h.ask(3)
 
     simulate(story())

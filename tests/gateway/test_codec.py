@@ -136,7 +136,9 @@ def test_empty_batch_is_a_batch() -> None:
             message(struct.pack("<I", 0), (2,), "BYTES"),
             "unexpected number of string elements 1 for inference input 'x', expecting 2",
         ),
-        (message(b"", (-1, 2)), "input 'x' has a negative dim in [-1, 2]"),
+        (message(b"", (-1, 2)), "input 'x' has a negative dim or more than 64 dims: [-1, 2]"),
+        (message(b"", (0,) * 65), "input 'x' has a negative dim or more than 64 dims"),
+        (message(b"", (0, 2**62, 2**62)), "input 'x' has the impossible shape"),
         (message(b"12345678", datatype="FP8"), "input 'x' has an unknown data type 'FP8'"),
         (message(None, datatype="FP16"), "of type 'FP16' needs raw_input_contents"),
         (
@@ -154,6 +156,11 @@ def test_raw_contents_must_be_one_for_each_input() -> None:
     made = message(b"12345678")
     made.inputs.add(name="z", datatype="FP32", shape=[1])
     assert "unable to find data for input tensor 'z'" in refusal(made)
+    made = message(b"12345678")
+    made.inputs.add(name="z", datatype="FP32", shape=[1]).contents.fp32_contents.append(1.0)
+    assert "contents field must not be specified when using raw_input_contents for 'z'" in (
+        refusal(made)
+    )
     made = message(b"12345678")
     made.raw_input_contents.append(b"")
     assert "expected 1 raw input contents but got 2" in refusal(made)

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core import BatchPolicy, ModelSpec, QueuePolicy, TensorSpec, TimeoutAction
 from gateway.errors import StartError
-from gateway.repository.reader import has_model, read_model, read_repository
+from gateway.repository.reader import has_model, model_names, read_model
 from tests.gateway.onnx_models import add_and_multiply, identity, put
 
 TENSORS = """
@@ -140,10 +140,20 @@ def test_unknown_field_is_named_with_its_line(tmp_path: Path) -> None:
         ("instance_group { kind: KIND_GPU }", "asks for a GPU"),
         ("sequence_batching { }", "sequence_batching is not supported yet"),
         ("model_transaction_policy { decoupled: true }", "decoupled models are not supported"),
+        ('input { name: "x" data_type: 99 dims: 3 }', "tensor 'x' has no valid data_type"),
+        ('default_model_filename: "m.json"', "cannot read 'm.json' as an ONNX model"),
+        (
+            "version_policy { specific { versions: 7 } }",
+            "version_policy serves none of the versions present: [1]",
+        ),
         ("max_batch_size: -1", "max_batch_size must not be negative"),
         (
             'input { name: "x" data_type: TYPE_FP32 dims: 3 reshape { shape: [ 2 ] } }',
             "tensor 'x' cannot be reshaped from [3] to [2]",
+        ),
+        (
+            'input { name: "x" data_type: TYPE_FP32 dims: [-1, 4] reshape { shape: [-1, 3] } }',
+            "tensor 'x' cannot be reshaped from [-1, 4] to [-1, 3]",
         ),
     ],
 )
@@ -196,15 +206,14 @@ def test_one_broken_model_does_not_hide_the_others(tmp_path: Path) -> None:
     put(tmp_path, "good", identity())
     (tmp_path / ".tmp-half-written").mkdir()
     (tmp_path / "README").write_text("not a model")
-    assert [(one.name, bool(one.error)) for one in read_repository(tmp_path)] == [
-        ("bad", True),
-        ("good", False),
-    ]
+    assert model_names(tmp_path) == ["bad", "good"]
+    assert read_model(tmp_path, "bad").error
+    assert not read_model(tmp_path, "good").error
 
 
 def test_missing_repository_is_a_start_error(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="does not exist"):
-        read_repository(tmp_path / "nowhere")
+        model_names(tmp_path / "nowhere")
 
 
 def test_path_in_disguise_is_no_model(tmp_path: Path) -> None:

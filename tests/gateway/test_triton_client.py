@@ -313,9 +313,7 @@ def test_malformed_protobuf_is_the_callers_fault(served: Gateway) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             call(b"\xff\xff\xff")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert caught.value.details() == (
-        "ModelInfer: the message is not a inference.ModelInferRequest"
-    )
+    assert caught.value.details() == ("ModelInfer: the message is no inference.ModelInferRequest")
 
 
 def test_message_above_the_bound_is_refused(client: triton.InferenceServerClient) -> None:
@@ -332,6 +330,22 @@ def test_repository_name_and_overrides_are_refused_and_not_ignored(
         stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="elsewhere"))
 
 
-def test_client_deadline_is_kept(client: triton.InferenceServerClient) -> None:
-    answer = client.infer("identity_FP32", [tensor("x", X)], client_timeout=20.0)
-    np.testing.assert_array_equal(answer.as_numpy("y"), X)
+def test_names_without_bounds_get_a_status_and_not_a_broken_call(
+    client: triton.InferenceServerClient,
+) -> None:
+    x = tensor("x", X)
+    assert refused(client, "n" * 20_000, x).startswith("NOT_FOUND Request for unknown model")
+    for version in ("9" * 5000, str(2**63)):
+        assert refused(client, "two", x, model_version=version).startswith("INVALID_ARGUMENT")
+    with pytest.raises(triton.InferenceServerException, match="failed to poll"):
+        client.load_model("a" * 300)
+
+
+def test_output_asked_for_many_times_is_sent_once(client: triton.InferenceServerClient) -> None:
+    asked = [triton.InferRequestedOutput("y")] * 1000
+    answer = client.infer("identity_FP32", [tensor("x", X)], outputs=asked).get_response()
+    assert [output.name for output in answer.outputs] == ["y"]
+
+
+def test_faulty_model_is_not_ready_and_no_error(client: triton.InferenceServerClient) -> None:
+    assert client.is_model_ready("unknown_field") is False
