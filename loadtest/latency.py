@@ -13,7 +13,7 @@ _SMALLEST_S = 1e-6
 
 @dataclass(slots=True)
 class Latencies:
-    """Counts of durations in log-spaced buckets; two of them can be merged.
+    """Counts of durations in log-spaced buckets.
 
     Percentiles are nearest-rank: `percentile(0.99)` of n durations is the ceil(0.99 n)-th
     smallest, read off as the middle of its bucket (0.25 % error at the most). Count, sum, least
@@ -34,15 +34,6 @@ class Latencies:
         self.total_s += duration_s
         self.min_s = min(self.min_s, duration_s)
         self.max_s = max(self.max_s, duration_s)
-
-    def merge(self, other: Latencies) -> None:
-        """Count everything that `other` has counted."""
-        for index, count in other.buckets.items():
-            self.buckets[index] = self.buckets.get(index, 0) + count
-        self.count += other.count
-        self.total_s += other.total_s
-        self.min_s = min(self.min_s, other.min_s)
-        self.max_s = max(self.max_s, other.max_s)
 
     def percentile(self, fraction: float) -> float:
         """Return the nearest-rank percentile in seconds; NaN without a single duration."""

@@ -62,6 +62,35 @@ def test_idle_model_gives_its_memory_back_to_the_system(tmp_path: Path) -> None:
         assert running.stop() == 0
 
 
+def test_new_versions_and_new_models_are_taken_in_when_asked_for(tmp_path: Path) -> None:
+    put(tmp_path, "m", identity())
+    with gateway(tmp_path) as running, triton.InferenceServerClient(running.url) as client:
+        assert client.infer("m", [ones(1, 3)]).get_response().model_version == "1"
+        put(tmp_path, "m", identity(), version=2)
+        put(tmp_path, "fresh", identity())
+        assert client.infer("m", [ones(1, 3)]).get_response().model_version == "1"
+        client.load_model("m")
+        assert client.infer("m", [ones(1, 3)]).get_response().model_version == "2"
+        with pytest.raises(triton.InferenceServerException, match="version 1 is not found"):
+            client.infer("m", [ones(1, 3)], model_version="1")
+        with pytest.raises(triton.InferenceServerException, match="unknown model: 'fresh'"):
+            client.infer("fresh", [ones(1, 3)])
+        client.load_model("fresh")
+        client.infer("fresh", [ones(1, 3)])
+        assert running.stop() == 0
+
+
+def test_deadline_of_a_client_ends_its_wait_and_counts_as_a_failure(tmp_path: Path) -> None:
+    delay = "max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 5000000 }"
+    put(tmp_path, "slow", identity(), delay)
+    with gateway(tmp_path) as running, triton.InferenceServerClient(running.url) as client:
+        with pytest.raises(triton.InferenceServerException, match="(?i)deadline"):
+            client.infer("slow", [ones(1, 3)], client_timeout=0.5)
+        eventually(lambda: running.metric("nv_inference_request_failure", model="slow") == 1)
+        assert running.metric("tidegate_model_in_flight", model="slow") == 0
+        assert running.stop() == 0
+
+
 def test_second_gateway_is_refused_the_port(tmp_path: Path) -> None:
     with gateway(tmp_path) as running:
         for flag, other, url in (

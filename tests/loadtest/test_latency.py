@@ -24,22 +24,6 @@ def test_a_percentile_is_the_nearest_rank_within_a_quarter_percent(
     assert recorded(values).percentile(fraction) == pytest.approx(exact, rel=0.0026)
 
 
-@given(durations, durations)
-def test_merging_two_recordings_equals_recording_all_in_one(
-    one: list[float], other: list[float]
-) -> None:
-    merged = recorded(one)
-    merged.merge(recorded(other))
-    together = recorded(one + other)
-    assert merged.buckets == together.buckets
-    assert (merged.count, merged.min_s, merged.max_s) == (
-        together.count,
-        together.min_s,
-        together.max_s,
-    )
-    assert merged.total_s == pytest.approx(together.total_s)
-
-
 def test_p50_of_3_2_ms_is_3_2_and_not_3() -> None:
     assert recorded([0.0032] * 9 + [0.1]).summary_ms()["p50"] == pytest.approx(3.2, abs=0.01)
 
