@@ -84,7 +84,7 @@ def test_deadline_of_a_client_ends_its_wait_and_counts_as_a_failure(tmp_path: Pa
     delay = "max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 5000000 }"
     put(tmp_path, "slow", identity(), delay)
     with gateway(tmp_path) as running, triton.InferenceServerClient(running.url) as client:
-        with pytest.raises(triton.InferenceServerException, match="(?i)deadline"):
+        with pytest.raises(triton.InferenceServerException, match=r"(?i)deadline"):
             client.infer("slow", [ones(1, 3)], client_timeout=0.5)
         eventually(lambda: running.metric("nv_inference_request_failure", model="slow") == 1)
         assert running.metric("tidegate_model_in_flight", model="slow") == 0
