@@ -111,7 +111,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[ModelRow], float]], ...] = (
     ),
     ("tidegate_model_in_flight", "Requests in flight on a ready model", lambda row: row.in_flight),
     ("tidegate_model_ready", "1 while the model is loaded", lambda row: row.state == READY),
-    ("tidegate_model_bytes", "Memory that the model holds", lambda row: row.resident_bytes),
+    (
+        "tidegate_model_bytes",
+        "Memory of a loaded model, by the size of its files",
+        lambda row: row.resident_bytes,
+    ),
 )
 
 

@@ -23,7 +23,7 @@ from loadtest.answers import AnswerCheck, WrongAnswer
 from loadtest.endpoint import EndpointError, describe, first_answer, open_channel
 from loadtest.machine import describe_machine, describe_versions
 from loadtest.metrics import MetricsUnreadable, ServerCounts, read_counts
-from loadtest.payloads import PayloadError, parse_shapes, request_ring
+from loadtest.payloads import PayloadError, parse_integers, parse_shapes, request_ring
 from loadtest.report import Report
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--spawn-rate", type=_positive, help="users started each second; default: all at once")
     add("--batch-size", type=_positive, default=1, help="rows in a request")
     add("--shape", action="append", default=[], help="dims of an open input, NAME:3,224,224")
+    add("--integers", default="0,99", help="least and greatest value of integer inputs")
     add("--seed", type=int, default=0, help="seed of the request's values")
     add("--timeout-s", type=float, default=30.0, help="deadline of a request, in seconds")
     add(
@@ -159,6 +160,7 @@ def _probe(options: argparse.Namespace) -> float:
             batch_size=options.batch_size,
             model_version=options.model_version,
             shapes=parse_shapes(options.shape),
+            integers=parse_integers(options.integers),
             seed=options.seed,
         )
         response, took_s = first_answer(channel, options.host, requests[0], options.timeout_s)
@@ -225,6 +227,7 @@ def _command(options: argparse.Namespace, measured: Path, html: Path) -> list[st
         "--model-version": options.model_version,
         "--batch-size": options.batch_size,
         "--shape": ";".join(options.shape),
+        "--integers": options.integers,
         "--seed": options.seed,
         "--timeout-s": options.timeout_s,
         "--measured": measured,

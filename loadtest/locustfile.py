@@ -15,7 +15,7 @@ from locust import events
 from locust.env import Environment
 
 from loadtest.endpoint import EndpointError
-from loadtest.payloads import PayloadError, parse_shapes
+from loadtest.payloads import PayloadError, parse_integers, parse_shapes
 from loadtest.users import InferUser, Target
 
 __all__ = ["InferUser"]
@@ -30,6 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--model-version", env_var="LOADTEST_MODEL_VERSION", default="", help="its version")
     add("--batch-size", type=int, default=1, help="rows in a request")
     add("--shape", default="", help="dims of open inputs: NAME:D,D[;NAME:D,D]")
+    add("--integers", default="0,99", help="least and greatest value of integer inputs")
     add("--seed", type=int, default=0, help="seed of the request's values")
     add("--timeout-s", type=float, default=30.0, help="deadline of a request, in seconds")
     add("--measured", default="", include_in_web_ui=False, help="write exact figures to this JSON")
@@ -59,6 +60,7 @@ def prepare(environment: Environment, **_: Any) -> None:
             options.model_version,
             batch_size=options.batch_size,
             shapes=parse_shapes(options.shape.split(";")),
+            integers=parse_integers(options.integers),
             seed=options.seed,
             timeout_s=options.timeout_s,
         )

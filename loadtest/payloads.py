@@ -46,6 +46,9 @@ _FLOATS: dict[str, type[np.generic]] = {"FP16": np.float16, "FP32": np.float32, 
 
 Shape = tuple[int, ...]
 
+# Fits every width, and the vocabulary of most models.
+INTEGERS = (0, 99)
+
 
 class PayloadError(ValueError):
     """No request can be made for this model; the text says why and what would help."""
@@ -58,19 +61,22 @@ def request_ring(
     batch_size: int,
     model_version: str = "",
     shapes: Mapping[str, Shape] | None = None,
+    integers: tuple[int, int] = INTEGERS,
     seed: int = 0,
 ) -> list[service_pb2.ModelInferRequest]:
     """Return different requests to be sent in turn, with raw contents, the same for the same seed.
 
-    `shapes` gives an input's dims by hand, without the batch dimension. There are 16 requests, or
+    `shapes` gives an input's dims by hand, without the batch dimension; `integers` the least and
+    the greatest value of integer inputs. There are 16 requests, or
     as many as fit 64 MB, two at least. Raises `PayloadError`.
     """
     inputs = input_shapes(metadata, config, batch_size, shapes or {})
-    ring = [_request(metadata, inputs, model_version, np.random.default_rng([seed, 0]))]
+    rng = np.random.default_rng([seed, 0])
+    ring = [_request(metadata, inputs, model_version, integers, rng)]
     length = min(RING_LENGTH, max(2, RING_BYTES // max(1, ring[0].ByteSize())))
     for index in range(1, length):
         rng = np.random.default_rng([seed, index])
-        ring.append(_request(metadata, inputs, model_version, rng))
+        ring.append(_request(metadata, inputs, model_version, integers, rng))
     return ring
 
 
@@ -90,6 +96,17 @@ def parse_shapes(texts: Iterable[str]) -> dict[str, Shape]:
             raise PayloadError(f"a shape is written NAME:3,224,224, got '{text}'")
         shapes[name] = shape
     return shapes
+
+
+def parse_integers(text: str) -> tuple[int, int]:
+    """Return the range written as "LEAST,GREATEST". Raises `PayloadError`."""
+    try:
+        least, greatest = map(int, text.split(","))
+    except ValueError:
+        least, greatest = 1, 0
+    if least > greatest:
+        raise PayloadError(f"a range of integers is written 0,99, got '{text}'")
+    return least, greatest
 
 
 def input_shapes(
@@ -148,27 +165,41 @@ def _request(
     metadata: service_pb2.ModelMetadataResponse,
     inputs: Mapping[str, Shape],
     model_version: str,
+    integers: tuple[int, int],
     rng: np.random.Generator,
 ) -> service_pb2.ModelInferRequest:
     request = service_pb2.ModelInferRequest(model_name=metadata.name, model_version=model_version)
     for tensor in metadata.inputs:
         if (shape := inputs.get(tensor.name)) is not None:
             request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
-            request.raw_input_contents.append(random_contents(tensor.datatype, shape, rng))
+            request.raw_input_contents.append(
+                random_contents(tensor.datatype, shape, rng, integers)
+            )
     return request
 
 
-def random_contents(datatype: str, shape: Sequence[int], rng: np.random.Generator) -> bytes:
+def random_contents(
+    datatype: str,
+    shape: Sequence[int],
+    rng: np.random.Generator,
+    integers: tuple[int, int] = INTEGERS,
+) -> bytes:
     """Return random values of a KServe datatype as raw contents.
 
-    Floats are standard normal; whole numbers lie in 0..99, which fits every width and stays inside
-    the vocabulary of most models; BYTES elements are short ASCII words. Raises `PayloadError` for
-    an unknown datatype.
+    Floats are standard normal; whole numbers lie between the two of `integers`, both included
+    (one that its datatype cannot hold is a `PayloadError`); BYTES elements are short ASCII words.
+    Raises `PayloadError` for an unknown datatype.
     """
     if datatype in _FLOATS:
         return rng.standard_normal(shape).astype(_FLOATS[datatype]).tobytes()
     if datatype in _INTEGERS:
-        return rng.integers(0, 100, shape).astype(_INTEGERS[datatype]).tobytes()
+        least, greatest = integers
+        try:
+            return rng.integers(
+                least, greatest, shape, _INTEGERS[datatype], endpoint=True
+            ).tobytes()
+        except ValueError:
+            raise PayloadError(f"{datatype} cannot hold every integer of {integers}") from None
     if datatype == "BF16":
         # numpy has no bfloat16: it is the upper half of a float32.
         upper = rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16

@@ -38,6 +38,7 @@ class Target:
         *,
         batch_size: int,
         shapes: dict[str, Shape],
+        integers: tuple[int, int],
         seed: int,
         timeout_s: float,
     ) -> None:
@@ -54,6 +55,7 @@ class Target:
                 batch_size=batch_size,
                 model_version=version,
                 shapes=shapes,
+                integers=integers,
                 seed=seed,
             )
         except Exception:

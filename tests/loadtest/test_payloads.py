@@ -135,3 +135,15 @@ def test_a_wrong_answer_is_found() -> None:
     ):
         with pytest.raises(WrongAnswer, match=complaint):
             check(wrong)
+
+
+def test_integers_lie_in_the_range_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    raw = payloads.random_contents("INT64", [1000], rng, (3, 5))
+    assert set(np.frombuffer(raw, np.int64)) == {3, 4, 5}
+    with pytest.raises(payloads.PayloadError, match="UINT8 cannot hold"):
+        payloads.random_contents("UINT8", [1], rng, (0, 256))
+    assert payloads.parse_integers("-1,7") == (-1, 7)
+    for text in ("7", "7,1", "a,b"):
+        with pytest.raises(payloads.PayloadError, match="is written 0,99"):
+            payloads.parse_integers(text)
