@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-gpu bench format lock clean
+.PHONY: help setup demo check test bench format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,9 +30,6 @@ check: setup  ## format, lint, types, import contracts
 
 test: setup  ## the tests (under 3 minutes)
 	$(BIN)/pytest
-
-test-gpu: setup  ## the tests that need an NVIDIA GPU (skipped with a reason without one)
-	$(BIN)/pytest -m gpu
 
 bench: setup  ## requests/s and latency against a bare gRPC echo (needs h2load)
 	$(BIN)/python benchmarks/serving.py
