@@ -71,6 +71,11 @@ class Tensor(NamedTuple):  # a tuple: a frozen dataclass takes three times as lo
     data: Array
 
 
+def request_label(request_id: str) -> str:
+    """Return what Triton puts before an error's text; `request_id` is "" where there is none."""
+    return f"[request id: {request_id or '<id_unknown>'}] "
+
+
 @dataclass(slots=True)
 class InferRequest:
     """One client's question.
@@ -91,8 +96,8 @@ class InferRequest:
 
     @property
     def label(self) -> str:
-        """What Triton puts before an error's text."""
-        return f"[request id: {self.id or '<id_unknown>'}] "
+        """What Triton puts before the text of this request's errors."""
+        return request_label(self.id)
 
 
 class InferResponse(NamedTuple):

@@ -35,7 +35,7 @@ class Entry:
         self.load_requested = False
         self.unload_requested = False
         self.retired = False
-        self.loaded: ModelSpec | None = None
+        self.loaded: ModelSpec | None = None  # the reading that was made ready last
         self._replacement: ModelSpec | None = None
         self._moved = asyncio.Event()
         self._drained = asyncio.Event()

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # gRPC hands requests over about one a turn of the event loop, also when dozens have arrived: a cut
 # at the first makes batches of one. At 64 concurrent requests 8 turns give twice the throughput
-# of 1, 16 a little more, 40 no more than these; one that brings nothing costs about 2 us.
+# of 1, 16 a little more, 40 no more than these; one that brings nothing costs under 1 us.
 # (benchmarks/results/request-path-experiments-2026-11-23.json)
 QUIET_TURNS = 16
 

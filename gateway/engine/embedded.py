@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gateway.core import Array, ModelKey, ModelSpec, Tensor, TensorSpec
-from gateway.errors import InferenceFailed, InvalidRequest, RepositoryError, StartError
+from gateway.errors import InferenceFailed, RepositoryError, StartError
 
 log = logging.getLogger(__name__)
 
@@ -192,8 +192,6 @@ class _Session:
             else:
                 feed = {tensor.name: _to_onnx(tensor) for tensor in inputs}
                 arrays = self._session.run(outputs, feed, options)
-        except InvalidRequest:
-            raise
         except Exception as error:
             raise InferenceFailed(f"ONNX Runtime: {_first_line(error)}") from error
         finally:
@@ -252,14 +250,9 @@ def _bits_of(value: Any) -> Array:
 def _to_onnx(tensor: Tensor) -> Array:
     if tensor.datatype != "BYTES":
         return tensor.data
-    # ONNX Runtime takes `str` and would turn a `bytes` object into the text "b'...'".
-    try:
-        texts = [element.decode() for element in tensor.data.ravel()]
-    except UnicodeDecodeError:
-        raise InvalidRequest(
-            f"input '{tensor.name}' has an element that is not UTF-8; "
-            "ONNX Runtime takes no other strings"
-        ) from None
+    # ONNX Runtime takes `str` and would turn a `bytes` object into the text "b'...'". That it is
+    # UTF-8 was checked with the rest of the request (signature.py).
+    texts = [element.decode() for element in tensor.data.ravel()]
     array = np.empty(len(texts), np.object_)
     array[:] = texts
     return array.reshape(tensor.data.shape)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.core import DTYPES, Array, InferRequest, InferResponse, Tensor
+from gateway.core import DTYPES, Array, InferRequest, InferResponse, Tensor, request_label
 from gateway.errors import InvalidRequest, NotSupported
 
 # typed field of InferTensorContents for each datatype; FP16 and BF16 travel raw only
@@ -70,15 +70,14 @@ def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
             _check_region(tensor)
             data = _from_typed(message, tensor, shape)
         inputs.append(Tensor(tensor.name, tensor.datatype, data))
-    outputs = []
+    outputs: dict[str, None] = {}  # asked for twice, an output is sent once
     for output in message.outputs:
         for parameter in _UNSUPPORTED_OUTPUT:
             if parameter in output.parameters:
                 raise NotSupported(f"output parameter '{parameter}' is not supported yet")
-        if output.name not in outputs:  # twice would cost a client nothing and the answer double
-            outputs.append(output.name)
+        outputs[output.name] = None
     request = InferRequest(
-        message.model_name, message.model_version, message.id, inputs, outputs, deadline
+        message.model_name, message.model_version, message.id, inputs, list(outputs), deadline
     )
     if message.parameters:
         request.priority = _priority(message)
@@ -281,4 +280,4 @@ def _timeout_us(message: pb.ModelInferRequest) -> int:
 
 
 def _invalid(message: pb.ModelInferRequest, text: str) -> InvalidRequest:
-    return InvalidRequest(f"[request id: {message.id or '<id_unknown>'}] {text}")
+    return InvalidRequest(request_label(message.id) + text)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 INFERENCE_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
-LAME_DUCK_S = 0.25
+LAME_DUCK_S = 0.25  # how long new calls are still refused properly after the last answer
 MAX_STATUS_TEXT = 2000
 
 Rpc = Callable[[Any, Context], Awaitable[Message]]
@@ -84,7 +84,8 @@ class GrpcServer:
                 await self._calls.finished()
                 await asyncio.sleep(LAME_DUCK_S)
         except TimeoutError:
-            log.warning("%d calls were not answered within the drain's time", self._calls.count)
+            if self._calls.count:
+                log.warning("%d calls were not answered in the drain's time", self._calls.count)
         await self._server.stop(None)
 
 
@@ -160,9 +161,13 @@ def _unary(
     return handle
 
 
+def _refusal(method: MethodDescriptor) -> str:
+    return f"{method.name} is not supported yet by this version of Tidegate"
+
+
 def _not_implemented(method: MethodDescriptor) -> Rpc:
     async def refuse(_message: Any, _context: Context) -> Message:
-        raise NotSupported(f"{method.name} is not supported yet by this version of Tidegate")
+        raise NotSupported(_refusal(method))
 
     return refuse
 
@@ -171,10 +176,7 @@ def _not_streamed(
     method: MethodDescriptor,
 ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
     async def refuse(_messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        await context.abort(
-            STATUS[NotSupported],
-            f"{method.name} is not supported yet by this version of Tidegate",
-        )
+        await context.abort(STATUS[NotSupported], _refusal(method))
         yield b""  # type: ignore[unreachable] # it makes this a generator
 
     return refuse
