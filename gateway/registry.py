@@ -21,7 +21,8 @@ class Entry:
     """One model version's row. `batcher` is there exactly while the state is READY."""
 
     def __init__(self, spec: ModelSpec, metrics: Metrics) -> None:
-        self.spec = spec
+        self.spec = spec  # what requests are held against: as the engine has it, once loaded
+        self.reading = spec  # what the repository says
         self.stats = metrics.model(spec.key)
         self.state = ModelState.UNKNOWN
         self.reason = ""
@@ -71,19 +72,19 @@ class Entry:
 
     @property
     def newest(self) -> ModelSpec:
-        """The version as last read from disk; `spec` is what is, or was last, in memory."""
-        return self._replacement or self.spec
+        """The version as last read; `reading` is what is, or was last, in memory."""
+        return self._replacement or self.reading
 
     @property
     def stale(self) -> bool:
-        """Whether a newer reading waits to take the place of `spec`."""
+        """Whether a newer reading waits to take the place of `reading`."""
         return self._replacement is not None
 
     def reread(self, spec: ModelSpec) -> None:
         """Take the version as it now is on disk; one in memory is unloaded first."""
         self.retired = False
         if self.state in (ModelState.UNKNOWN, ModelState.UNAVAILABLE):
-            self.spec = spec
+            self.spec = self.reading = spec
             self.failures, self.retry_at = 0, 0.0
         elif spec != self.newest:
             self._replacement = spec
@@ -92,7 +93,8 @@ class Entry:
     def replace(self) -> None:
         """Let a newer reading take the place of the one that has just left memory."""
         if self._replacement is not None:
-            self.spec, self._replacement = self._replacement, None
+            self.spec = self.reading = self._replacement
+            self._replacement = None
 
     def move(self, state: ModelState, reason: str = "") -> None:
         """Change the state and wake whoever waits for that. For the reconciler only."""

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gateway.core import ModelKey, ModelSpec, Tensor
+
+
+class Loaded(NamedTuple):
+    """A version that is ready: as the engine itself describes it, and the memory it holds."""
+
+    spec: ModelSpec
+    resident_bytes: int
 
 
 class Engine(Protocol):
@@ -15,8 +22,8 @@ class Engine(Protocol):
     model's or a request's sake is a `TidegateError`.
     """
 
-    async def load(self, spec: ModelSpec) -> int:
-        """Make a version ready; return the memory it holds, in bytes.
+    async def load(self, spec: ModelSpec) -> Loaded:
+        """Make a version ready; return it as the engine has it.
 
         Raises `RepositoryError` where its files are at fault. A caller that is cancelled here
         calls `unload` afterwards: part of the load may have happened.
@@ -32,7 +39,8 @@ class Engine(Protocol):
     ) -> list[Tensor]:
         """Return the named outputs of one batch, in that order.
 
-        Raises `InferenceFailed` where the model refuses it.
+        Raises `InferenceFailed` where the model refuses it. A caller that is cancelled here gets
+        its CancelledError soon; what the engine can abort of the run, it aborts.
         """
         ...
 

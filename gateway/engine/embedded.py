@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gateway.core import Array, ModelKey, ModelSpec, Tensor, TensorSpec
+from gateway.engine.base import Loaded
 from gateway.errors import InferenceFailed, RepositoryError, StartError
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ class EmbeddedEngine:
         self._runs = ThreadPoolExecutor(max(4, cores), thread_name_prefix="infer")
         self._loads = ThreadPoolExecutor(max(1, cores // 2), thread_name_prefix="load")
 
-    async def load(self, spec: ModelSpec) -> int:
-        """Open a session for a version. Returns the size of its files, in bytes."""
+    async def load(self, spec: ModelSpec) -> Loaded:
+        """Open a session for a version. Its memory is taken to be the size of its files."""
         loop = asyncio.get_running_loop()
         opened = loop.run_in_executor(self._loads, self._open, spec)
         try:
@@ -106,7 +107,7 @@ class EmbeddedEngine:
                 self._sessions[spec.key] = opened.result()
             raise
         self._sessions[spec.key] = session
-        return spec.file_bytes
+        return Loaded(spec, spec.file_bytes)
 
     async def unload(self, key: ModelKey) -> None:
         """Close a version's session and give its memory back to the system."""

@@ -63,7 +63,7 @@ class RepositoryControl:
     async def _until_ready(self, entry: Entry) -> None:
         wanted, stats = entry.newest, entry.stats
         loads, failures = stats.loads, stats.load_failures
-        if not (entry.state is ModelState.READY and entry.spec is wanted):
+        if not (entry.state is ModelState.READY and entry.reading is wanted):
             entry.load_requested = True
             self._registry.poke()
         # counters, because a state may be over before its waiters run

@@ -74,7 +74,7 @@ class Reconciler:
     async def _load(self, entry: Entry, tasks: asyncio.TaskGroup) -> None:
         started = time.perf_counter()
         try:
-            entry.resident_bytes = await self._engine.load(entry.spec)
+            loaded = await self._engine.load(entry.reading)
         except asyncio.CancelledError:
             await self._engine.unload(entry.key)
             entry.move(ModelState.UNAVAILABLE, "the load was cancelled")
@@ -89,9 +89,10 @@ class Reconciler:
             entry.failures, entry.retry_at = 0, 0.0
             entry.stats.loads += 1
             entry.stats.load_s += took
+            entry.spec, entry.resident_bytes = loaded
             entry.batcher = Batcher(entry.spec, self._engine, tasks, entry.stats)
             entry.last_used = asyncio.get_running_loop().time()
-            entry.loaded = entry.spec
+            entry.loaded = entry.reading
             # asked for meanwhile, a newer reading still has to be loaded
             entry.load_requested = entry.load_requested and entry.stale
             entry.move(ModelState.READY)

@@ -22,6 +22,7 @@ from gateway.core import (
     Tensor,
     TensorSpec,
 )
+from gateway.engine.base import Loaded
 from gateway.errors import InferenceFailed, RepositoryError
 from gateway.lifecycle.reconciler import Reconciler
 from gateway.metrics import Metrics
@@ -66,7 +67,7 @@ class FakeEngine:
     unload_s: float = 0.0
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def load(self, spec: ModelSpec) -> int:
+    async def load(self, spec: ModelSpec) -> Loaded:
         self.log.append(f"load {spec.key}")
         self.loaded.add(spec.key)
         try:
@@ -74,7 +75,7 @@ class FakeEngine:
         except RepositoryError:
             self.loaded.remove(spec.key)
             raise
-        return 1000
+        return Loaded(spec, 1000)
 
     async def unload(self, key: ModelKey) -> None:
         self.log.append(f"unload {key}")
