@@ -7,17 +7,25 @@ import gc
 import json
 import logging
 import signal
+import socket
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import uvloop
 
 from gateway.admission import Admission
 from gateway.config import Settings
+from gateway.engine.base import Engine
 from gateway.engine.embedded import EmbeddedEngine
-from gateway.lifecycle.control import RepositoryControl
+from gateway.engine.triton import TritonEngine
+from gateway.errors import EngineUnavailable
+from gateway.lifecycle.control import Catalogue, RepositoryControl
 from gateway.lifecycle.reconciler import Reconciler
 from gateway.metrics import Metrics
 from gateway.registry import Registry
+from gateway.repository.catalogue import FolderCatalogue
 from gateway.router import Router
 from gateway.transport.http import HttpServer, listen, make_app
 from gateway.transport.server import GrpcServer
@@ -39,46 +47,95 @@ async def serve(settings: Settings) -> None:
     """Put the gateway together, serve, and take it apart in order.
 
     The drain: say NOT_SERVING and refuse new calls; answer those in flight; stop the control loop,
-    which unloads every model; close the engine.
+    which unloads every model; close the engine, and end the server that was started for it.
     """
+    stopping = _on_signals(signal.SIGTERM, signal.SIGINT)
+    http_socket = listen(settings.host, settings.http_port)
+    try:
+        async with _backend(settings) as backend:
+            await _serve(settings, backend, http_socket, stopping)
+    finally:
+        http_socket.close()
+    log.info("stopped")
+
+
+async def _serve(
+    settings: Settings,
+    backend: _Backend,
+    http_socket: socket.socket,
+    stopping: asyncio.Event,
+) -> None:
     metrics = Metrics()
     registry = Registry(metrics)
-    control = RepositoryControl(settings.repository, registry)
+    control = RepositoryControl(backend.catalogue, registry)
     await control.read_all()
-    stopping = _on_signals(signal.SIGTERM, signal.SIGINT)
+    control.adopt(backend.ready_names)
 
     def ready() -> bool:
         return not stopping.is_set()
 
-    http_socket = listen(settings.host, settings.http_port)
-    engine = EmbeddedEngine(settings.intra_op_threads)
     admission = Admission(Router(registry), settings.max_inflight, settings.max_inflight_per_model)
     servicer = Servicer(admission, registry, control, ready, settings.request_timeout_s)
     grpc_server = GrpcServer(servicer, settings.max_message_bytes)
     http_server = HttpServer(make_app(metrics, ready), http_socket)
+    port = await grpc_server.start(settings.host, settings.port)
+    async with asyncio.TaskGroup() as tasks:
+        reconciler = Reconciler(
+            registry, backend.engine, settings.idle_timeout_s, settings.engine_timeout_s
+        )
+        control_loop = tasks.create_task(reconciler.run(), name="reconciler")
+        tasks.create_task(http_server.run(), name="http")
+        _spare_the_collector()
+        log.info(
+            "serving %s: gRPC on %s:%d, HTTP on %s:%d",
+            backend.title,
+            settings.host,
+            port,
+            *http_socket.getsockname()[:2],
+        )
+        await stopping.wait()
+        log.info("draining %d requests in flight", admission.inflight)
+        await grpc_server.drain(settings.drain_timeout_s)
+        control_loop.cancel()
+        http_server.stop()
+
+
+@dataclass(frozen=True)
+class _Backend:
+    """What runs the models, where they are listed, and which of them it has ready already."""
+
+    title: str
+    engine: Engine
+    catalogue: Catalogue
+    ready_names: Sequence[str] = ()
+
+
+@asynccontextmanager
+async def _backend(settings: Settings) -> AsyncIterator[_Backend]:
+    """Give what the settings name; it is closed at the end."""
+    folder = FolderCatalogue(settings.repository, embedded=not settings.triton)
+    if not settings.triton:
+        embedded = EmbeddedEngine(settings.intra_op_threads)
+        try:
+            yield _Backend(str(settings.repository), embedded, folder)
+        finally:
+            await embedded.close()
+        return
+    triton = TritonEngine(settings.triton)
     try:
-        port = await grpc_server.start(settings.host, settings.port)
-        async with asyncio.TaskGroup() as tasks:
-            reconciler = Reconciler(registry, engine, settings.idle_timeout_s)
-            control_loop = tasks.create_task(reconciler.run(), name="reconciler")
-            tasks.create_task(http_server.run(), name="http")
-            _spare_the_collector()
-            log.info(
-                "serving %s: gRPC on %s:%d, HTTP on %s:%d",
-                settings.repository,
-                settings.host,
-                port,
-                *http_socket.getsockname()[:2],
-            )
-            await stopping.wait()
-            log.info("draining %d requests in flight", admission.inflight)
-            await grpc_server.drain(settings.drain_timeout_s)
-            control_loop.cancel()
-            http_server.stop()
+        catalogue = folder if settings.repository_given else triton
+        title = f"Triton at {settings.triton}"
+        yield _Backend(title, triton, catalogue, await _ready_in(triton))
     finally:
-        http_socket.close()
-        await engine.close()
-    log.info("stopped")
+        await triton.close()
+
+
+async def _ready_in(triton: TritonEngine) -> list[str]:
+    try:
+        return await triton.ready_names()
+    except EngineUnavailable as error:
+        log.warning("%s", error)  # it may come later; where nothing works without it, that says so
+        return []
 
 
 def _spare_the_collector() -> None:

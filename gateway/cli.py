@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gateway.config import Settings, load_settings
 from gateway.errors import TidegateError
+from gateway.transport.grpc_tuning import choose_io_layer
 
 _SUMMARIES = {
     "serve": "serve a model repository over KServe v2 gRPC",
@@ -58,6 +59,7 @@ def serve(argv: list[str]) -> int:
     file = flags.pop("config")
     try:
         settings = load_settings(flags, os.environ, file)
+        choose_io_layer()
         # gRPC and ONNX Runtime take most of a second to import: `--help` need not wait for them
         from gateway import app
 

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gateway.errors import StartError
 
@@ -42,10 +49,56 @@ class Settings(BaseModel):
     intra_op_threads: int = Field(
         0, ge=0, description="ONNX Runtime's shared thread pool; 0 takes one a core but one"
     )
+    cache_dir: Path | None = Field(
+        Path("~/.cache/tidegate/sessions"),
+        validate_default=True,
+        description="where optimised ONNX sessions are kept, so that the next load is quick; "
+        "$XDG_CACHE_HOME is honoured; empty keeps none",
+    )
+    cache_max_bytes: int = Field(10 * 1024**3, ge=0, description="bound on what is kept there")
+    gpu_memory_limit_bytes: int = Field(
+        0, ge=0, description="what a model may take of a GPU's memory; 0 sets no limit"
+    )
+    engine_timeout_s: float = Field(
+        300.0, gt=0, description="give up on a batch that the engine has not answered, in seconds"
+    )
+    triton: str = Field(
+        "",
+        pattern=r"^(.+:\d{1,5})?$",
+        description="HOST:PORT (gRPC) of a Triton server that runs the models. With --repository "
+        "they are described from there, else by what Triton says of its own",
+    )
+    spawn_triton: int = Field(
+        0, ge=0, le=1, description="1 starts a Triton server of the gateway's own over --repository"
+    )
+    triton_env: Path = Field(
+        Path(".venv-triton"), description="the environment that `make triton` makes"
+    )
     log_format: Literal["text", "json"] = Field("text", description="how a log line looks")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log line to print"
     )
+
+    @field_validator("cache_dir", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> Settings:
+        if self.triton and self.spawn_triton:
+            raise ValueError("--triton and --spawn-triton exclude each other")
+        return self
+
+    @property
+    def repository_given(self) -> bool:
+        """Whether somebody named the repository; a Triton server has one of its own."""
+        return "repository" in self.model_fields_set
 
 
 def load_settings(
@@ -62,6 +115,8 @@ def load_settings(
         merged.update(values)
         origin.update(dict.fromkeys(values, where))
 
+    if cache_home := environ.get("XDG_CACHE_HOME"):
+        take({"cache_dir": Path(cache_home, "tidegate", "sessions")}, "XDG_CACHE_HOME")
     if file is not None:
         take(_read_toml(file), str(file))
     from_env = {
@@ -75,6 +130,8 @@ def load_settings(
         return Settings.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            raise StartError(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
             message = f"{origin[name]}: unknown setting '{name}'"

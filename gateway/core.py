@@ -158,13 +158,18 @@ class BatchPolicy:
     """How requests become batches: Triton's ModelDynamicBatching.
 
     `max_batch_size` counts elements (rows), at least 1. `preferred` is ascending and never empty.
-    Without dynamic batching every request is a batch of its own (`dynamic` is False).
+    Without dynamic batching every request is a batch of its own (`dynamic` is False). `slo_s` > 0
+    is a latency objective (`tidegate.slo_ms`): earliest deadline first, no larger batches than it
+    allows. `pad_to` are the sizes, ascending, to which variable dims are padded (`tidegate.pad`).
     """
 
     max_batch_size: int = 1
     dynamic: bool = False
     preferred: tuple[int, ...] = (1,)
     max_delay_s: float = 0.0
+    preserve_ordering: bool = False
+    slo_s: float = 0.0
+    pad_to: tuple[int, ...] = ()
     priority_levels: int = 0
     default_level: int = 0
     default_queue: QueuePolicy = QueuePolicy()
@@ -177,6 +182,70 @@ class BatchPolicy:
     def queue(self, level: int) -> QueuePolicy:
         """Return the queue policy of a level."""
         return self.level_queues.get(level, self.default_queue)
+
+
+class DeviceKind(StrEnum):
+    """Where a model is to run. AUTO is the GPU where there is one."""
+
+    AUTO = "AUTO"
+    CPU = "CPU"
+    GPU = "GPU"
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """A GPU execution accelerator (`tensorrt`, `cuda`) with its parameters, in Triton's words."""
+
+    name: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+class WarmUpData(StrEnum):
+    """What a warm-up input holds."""
+
+    ZEROS = "ZEROS"
+    RANDOM = "RANDOM"
+    FILE = "FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpInput:
+    """One input of a warm-up request; `dims` exclude the batch dimension.
+
+    `file` is relative to the folder `warmup` of the model.
+    """
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    data: WarmUpData = WarmUpData.ZEROS
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """A request that a model runs `count` times before it is ready: Triton's ModelWarmup."""
+
+    name: str
+    batch_size: int
+    inputs: tuple[WarmUpInput, ...]
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """What a configuration asks of the runtime that opens the model in this process.
+
+    `gpus` are device numbers; empty means the first. `graph_level` and `parameters` are those of
+    Triton's ONNX Runtime backend.
+    """
+
+    device: DeviceKind = DeviceKind.AUTO
+    gpus: tuple[int, ...] = ()
+    accelerators: tuple[Accelerator, ...] = ()
+    graph_level: int = 0
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    warm_up: tuple[WarmUp, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +270,7 @@ class ModelSpec:
     file_bytes: int
     modified_ns: int
     config: bytes
+    runtime: RuntimeOptions = RuntimeOptions()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,10 @@ TidegateError
  +- QueueTimeout            waited longer than the model's queue policy allows
  +- DeadlineExceeded        the caller's deadline has passed
  +- InferenceFailed         the engine failed, or answered nonsense
+ |   +- RequestRefused      the engine itself finds fault with the request
+ +- EngineUnavailable       the engine's server cannot be reached
+ +- ModelLost               the engine has not the model any more
+ +- EngineStalled           the engine has not answered for too long
  +- ShuttingDown            the gateway is draining
 """
 
@@ -67,6 +71,22 @@ class DeadlineExceeded(TidegateError):
 
 class InferenceFailed(TidegateError):
     """The engine failed, or its answer does not fit the batch."""
+
+
+class RequestRefused(InferenceFailed):
+    """The engine itself finds fault with the request."""
+
+
+class EngineUnavailable(TidegateError):
+    """The engine is a server, and cannot be reached."""
+
+
+class ModelLost(TidegateError):
+    """The engine has forgotten the model, though nobody unloaded it: its server has restarted."""
+
+
+class EngineStalled(TidegateError):
+    """The engine has not answered a batch within the time that it is given."""
 
 
 class ShuttingDown(TidegateError):

@@ -58,6 +58,7 @@ class ModelStats:
 
     success: int = 0
     failure: int = 0
+    refused: int = 0
     inferences: int = 0
     executions: int = 0
     request_s: float = 0.0
@@ -97,6 +98,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelStats], float]], ...] = (
         "nv_inference_compute_infer_duration_us",
         "Time in the engine, counted for each request, microseconds",
         lambda s: s.compute_s * 1e6,
+    ),
+    (
+        "tidegate_requests_refused_total",
+        "Requests turned away before they cost a slot: their deadlines could not be met",
+        lambda s: s.refused,
     ),
     ("tidegate_model_loads_total", "Loads that succeeded", lambda s: s.loads),
     ("tidegate_model_load_failures_total", "Loads that failed", lambda s: s.load_failures),

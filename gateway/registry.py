@@ -38,6 +38,8 @@ class Entry:
         self.retired = False
         self.loaded: ModelSpec | None = None  # the reading that was made ready last
         self._replacement: ModelSpec | None = None
+        # Held by a request while it uses the ready model: it is not unloaded meanwhile.
+        self.lease = Lease(self)
         self._moved = asyncio.Event()
         self._drained = asyncio.Event()
 
@@ -113,10 +115,6 @@ class Entry:
         """Return after the next change of state, or of whether the version is still there."""
         await self._moved.wait()
 
-    def lease(self) -> Lease:
-        """Hold the ready model while a request uses it: it is not unloaded meanwhile."""
-        return Lease(self)
-
     async def drained(self) -> None:
         """Return when no request holds a lease."""
         while self.in_flight:
@@ -125,12 +123,14 @@ class Entry:
 
 
 class Lease:
-    """One request's use of a ready model, held by scope. Gives the model's batcher."""
+    """The use of a ready model, held by scope, by many requests at once. Gives its batcher."""
 
-    __slots__ = ("_entry",)
+    __slots__ = ("_entry", "_loop")
 
     def __init__(self, entry: Entry) -> None:
         self._entry = entry
+        # asked for once: on Python 3.11 every question costs a system call
+        self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> Batcher:
         entry = self._entry
@@ -142,7 +142,7 @@ class Lease:
     def __exit__(self, *_exc: object) -> None:
         entry = self._entry
         entry.in_flight -= 1
-        entry.last_used = asyncio.get_running_loop().time()
+        entry.last_used = self._loop.time()
         if entry.in_flight == 0:
             entry._drained.set()
 
@@ -154,6 +154,8 @@ class Registry:
         self._metrics = metrics
         self._models: dict[str, dict[int, Entry]] = {}
         self._errors: dict[str, str] = {}
+        # what requests without a version go to, as found before; cleared with every change
+        self._latest: dict[str, Entry] = {}
         self._demand = asyncio.Event()
         metrics.watch(self.rows)
 
@@ -180,6 +182,8 @@ class Registry:
         Raises `ModelNotFound`, `ModelUnavailable` for a model whose files are at fault, and
         `InvalidRequest` for a version that is no whole number > 0.
         """
+        if not version and (latest := self._latest.get(name)) is not None:
+            return latest
         number = _version_number(version) if version else 0
         if name in self._errors:
             raise ModelUnavailable(f"model '{name}' is not available: {self._errors[name]}")
@@ -188,7 +192,8 @@ class Registry:
         if not serving:
             raise ModelNotFound(f"Request for unknown model: '{name}' is not found")
         if not number:
-            return max(serving, key=lambda entry: entry.key.version)
+            latest = self._latest[name] = max(serving, key=lambda entry: entry.key.version)
+            return latest
         if number not in versions or versions[number].retired:
             raise ModelNotFound(
                 f"Request for unknown model: '{name}' version {version} is not found"
@@ -206,6 +211,7 @@ class Registry:
 
         Files that became faulty do not disturb versions that are loaded.
         """
+        self._latest.pop(listing.name, None)
         versions = self._models.setdefault(listing.name, {})
         if listing.error:
             if not any(entry.state in IN_MEMORY for entry in versions.values()):
@@ -229,6 +235,7 @@ class Registry:
 
     def remove(self, name: str) -> None:
         """Retire every version of a model whose folder has gone."""
+        self._latest.pop(name, None)
         self._errors.pop(name, None)
         for entry in self._models.get(name, {}).values():
             self._retire(entry)

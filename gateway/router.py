@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from gateway import signature
 from gateway.core import InferRequest, InferResponse, ModelState
-from gateway.errors import ModelNotFound, ModelUnavailable, TidegateError
+from gateway.errors import (
+    DeadlineExceeded,
+    ModelLost,
+    ModelNotFound,
+    ModelUnavailable,
+    TidegateError,
+)
 from gateway.registry import Entry, Registry
+
+log = logging.getLogger(__name__)
 
 READY = ModelState.READY
 DEADLINE_SLACK_S = 0.002
@@ -23,8 +32,8 @@ class Router:
     async def infer(self, request: InferRequest) -> InferResponse:
         """Return the model's answer.
 
-        A request for a cold model raises demand and waits; where the load fails it raises
-        `ModelUnavailable` with the load's reason at once.
+        A request for a cold model raises demand and waits, no longer than its deadline; where the
+        load fails it raises `ModelUnavailable` with the load's reason at once.
         """
         started = time.perf_counter()
         entry = self._registry.find(request.model, request.version)
@@ -32,39 +41,62 @@ class Router:
             spec = entry.spec
             signature.check(request, spec)
             if entry.state is not READY:
-                await self._until_ready(entry)
+                await self._until_ready(entry, request.deadline)
                 if entry.spec is not spec:  # the wait ended in a newer reading of the model
                     signature.check(request, entry.spec)
-            # no await between here and the lease: the state cannot change meanwhile
-            with entry.lease() as batcher:
-                response = await batcher.infer(request)
+            try:
+                # no await between here and the lease: the state cannot change meanwhile
+                with entry.lease as batcher:
+                    response = await batcher.infer(request)
+            except ModelLost:
+                response = await self._reloaded(entry, request)
         except TidegateError:
             entry.stats.failure += 1
             raise
         except asyncio.CancelledError:
             # A deadline that passed is a failure; a client that left is nobody's. The loop's clock
-            # has whole milliseconds, and a client's deadline may strike just before the timer.
+            # has whole milliseconds, and gRPC's own timer may strike just before the batcher's.
             if asyncio.get_running_loop().time() >= request.deadline - DEADLINE_SLACK_S:
                 entry.stats.failure += 1
             raise
         entry.stats.answered(time.perf_counter() - started)
         return response
 
-    async def _until_ready(self, entry: Entry) -> None:
+    async def _reloaded(self, entry: Entry, request: InferRequest) -> InferResponse:
+        """Have a model that the engine's server has forgotten loaded anew, and ask once more."""
+        # the lease has only just ended: READY is still the loss that the answer was about
+        if entry.state is READY:
+            log.warning("%s is lost: its server has restarted; loading it anew", entry.key)
+            entry.unload_requested = True
+            self._registry.poke()
+            await entry.next_move()
+        await self._until_ready(entry, request.deadline)
+        signature.check(request, entry.spec)
+        with entry.lease as batcher:
+            return await batcher.infer(request)
+
+    async def _until_ready(self, entry: Entry, deadline: float) -> None:
         failures = entry.stats.load_failures
         entry.waiting += 1
         self._registry.poke()
         try:
-            while entry.state is not READY:
-                if entry.retired:
-                    raise ModelNotFound(
-                        f"Request for unknown model: '{entry.key.name}' is not found"
-                    )
-                if entry.stats.load_failures > failures or entry.backing_off():
-                    raise ModelUnavailable(
-                        f"model '{entry.key.name}' version {entry.key.version} is not available: "
-                        f"{entry.reason}"
-                    )
-                await entry.next_move()
+            async with asyncio.timeout_at(deadline):
+                while entry.state is not READY:
+                    _raise_if_hopeless(entry, failures)
+                    await entry.next_move()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the request's deadline has passed while model '{entry.key.name}' was loading"
+            ) from None
         finally:
             entry.waiting -= 1
+
+
+def _raise_if_hopeless(entry: Entry, failures: int) -> None:
+    """Raise where a model's next move cannot be to READY; `failures` were known before the wait."""
+    if entry.retired:
+        raise ModelNotFound(f"Request for unknown model: '{entry.key.name}' is not found")
+    if entry.stats.load_failures > failures or entry.backing_off():
+        raise ModelUnavailable(
+            f"model '{entry.key.name}' version {entry.key.version} is not available: {entry.reason}"
+        )

@@ -15,14 +15,12 @@ def check(request: InferRequest, spec: ModelSpec) -> None:
 
     Puts `request.inputs` in the model's order, so that requests of one batch line up.
     """
-    inputs = request.inputs
-    if [tensor.name for tensor in inputs] == [want.name for want in spec.inputs]:
-        pairs = list(zip(spec.inputs, inputs, strict=True))
-    else:
-        pairs = _line_up(request, spec)
-        request.inputs = [tensor for _, tensor in pairs]
+    inputs, wanted = request.inputs, spec.inputs
+    if len(inputs) != len(wanted) or any(map(_misplaced, wanted, inputs)):
+        wanted = _line_up(request, spec)
+        inputs = request.inputs
     rows = -1
-    for want, tensor in pairs:
+    for want, tensor in zip(wanted, inputs, strict=True):
         _check_tensor(request, spec, want, tensor)
         if spec.max_batch_size > 0:
             rows = _check_rows(request, spec, tensor, rows)
@@ -30,8 +28,15 @@ def check(request: InferRequest, spec: ModelSpec) -> None:
         _check_outputs(request, spec)
 
 
-def _line_up(request: InferRequest, spec: ModelSpec) -> list[tuple[TensorSpec, Tensor]]:
-    """Return the inputs beside what the model wants, in its order, without absent optional ones."""
+def _misplaced(want: TensorSpec, tensor: Tensor) -> bool:
+    return want.name != tensor.name
+
+
+def _line_up(request: InferRequest, spec: ModelSpec) -> tuple[TensorSpec, ...]:
+    """Put the inputs in the model's order; return what it wants of each of them.
+
+    Optional inputs may be absent.
+    """
     name = spec.key.name
     by_name = {tensor.name: tensor for tensor in request.inputs}
     if len(by_name) != len(request.inputs):
@@ -49,7 +54,9 @@ def _line_up(request: InferRequest, spec: ModelSpec) -> list[tuple[TensorSpec, T
             f"Got input(s) [{_quoted(by_name)}], but missing required input(s) "
             f"[{_quoted(missing)}]. Please provide all required input(s).",
         )
-    return [(want, by_name[want.name]) for want in spec.inputs if want.name in by_name]
+    present = tuple(want for want in spec.inputs if want.name in by_name)
+    request.inputs = [by_name[want.name] for want in present]
+    return present
 
 
 def _check_tensor(request: InferRequest, spec: ModelSpec, want: TensorSpec, got: Tensor) -> None:

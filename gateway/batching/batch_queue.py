@@ -1,193 +1,185 @@
 """When a batch is cut and of what: Triton's dynamic batching, as a function of the queue and `now`.
 
 Pure: time comes in, items come out. The rules are those of Triton's dynamic batcher; requests of
-different shapes wait side by side in buckets, so that none closes another's batch.
+different shapes wait side by side in buckets, so that none closes another's batch. A model with a
+latency objective (`BatchPolicy.slo_s`) is served earliest deadline first instead, in batches that
+are as large as their heads can bear.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Generic
 
+from gateway.batching.due_times import EPSILON_S, DueTimes
+from gateway.batching.lane import EarliestDeadlineFirst, Fifo, Item, ItemT, Lane
 from gateway.core import BatchPolicy, TimeoutAction
 from gateway.errors import QueueFull
 
-T = TypeVar("T")
+# A client counts from when it meant to send, and its answer has a way to go yet: the last tenth
+# of the time that it allows, at most 5 ms, is left for that.
+MARGIN = 0.1
+MAX_MARGIN_S = 0.005
 
-# A time that is due by less than this is due: sums of floats miss each other by less.
-EPSILON_S = 1e-6
-
-
-@dataclass(slots=True, eq=False)
-class Item(Generic[T]):
-    """A request in the queue. Times are absolute, in seconds of one clock.
-
-    `rows` is its first dimension. `bucket` is equal for requests that may share a batch. `payload`
-    belongs to the caller: the queue never looks at it.
-    """
-
-    payload: T
-    rows: int
-    bucket: Hashable
-    queued_at: float
-    deadline: float
-    level: int = 0
-    timeout_s: float = 0.0
-    waiting: bool = field(default=False, init=False)
-    delayed: bool = field(default=False, init=False)
-
-    @property
-    def expires_at(self) -> float:
-        """When the queue policy's timeout passes; never for a delayed item."""
-        if self.delayed or self.timeout_s == 0.0:
-            return math.inf
-        return self.queued_at + self.timeout_s
+Finish = Callable[[int], float]
+"""When a batch of so many rows would be answered, were it sent now (absolute seconds)."""
 
 
-class _Lane(Generic[T]):
-    """One priority level of one bucket: first in first out, the delayed behind the others."""
+class _Bucket(Generic[ItemT]):
+    """Requests that may share a batch: a lane for each priority level, in ascending order."""
 
-    __slots__ = ("delayed", "fresh")
+    __slots__ = ("lanes", "rows")
 
     def __init__(self) -> None:
-        # ordered, and any item leaves in constant time: clients go from the middle, too
-        self.fresh: OrderedDict[Item[T], None] = OrderedDict()
-        self.delayed: OrderedDict[Item[T], None] = OrderedDict()
+        self.lanes: dict[int, Lane[ItemT]] = {}
+        self.rows = 0
 
-    def __iter__(self) -> Iterator[Item[T]]:
-        yield from self.fresh
-        yield from self.delayed
-
-    def __bool__(self) -> bool:
-        return bool(self.fresh or self.delayed)
-
-    def oldest(self) -> float:
-        """When the longest waiting item came; inf where none waits."""
-        # the fresh are in the order of arrival, the delayed in that of their timeouts
-        first = next(iter(self.fresh), None)
-        come = [item.queued_at for item in self.delayed]
-        return min([*come, first.queued_at] if first is not None else come, default=math.inf)
-
-    def delay(self, item: Item[T]) -> None:
-        """Move an item behind all unexpired ones."""
-        del self.fresh[item]
-        item.delayed = True
-        self.delayed[item] = None
-
-    def remove(self, item: Item[T]) -> None:
-        """Take an item out."""
-        del (self.delayed if item.delayed else self.fresh)[item]
+    def __iter__(self) -> Iterator[ItemT]:
+        for lane in self.lanes.values():
+            yield from lane
 
 
-class BatchQueue(Generic[T]):
+class BatchQueue(Generic[ItemT]):
     """The requests of one model that wait for an instance. `len()` counts requests."""
 
     def __init__(self, policy: BatchPolicy) -> None:
         self._policy = policy
-        self._buckets: dict[Hashable, dict[int, _Lane[T]]] = {}
+        self._buckets: dict[object, _Bucket[ItemT]] = {}
         self._level_sizes: dict[int, int] = {}
-        self._timed: set[Item[T]] = set()
+        self._timeouts: DueTimes[ItemT] = DueTimes(lambda item: item.waiting and not item.delayed)
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def push(self, item: Item[T]) -> None:
+    def push(self, item: ItemT) -> None:
         """Append an item to its level. Raises `QueueFull` where the level's policy bounds it."""
-        size = self._level_sizes.get(item.level, 0)
-        bound = self._policy.queue(item.level).max_queue_size
-        if 0 < bound <= size:
+        level = item.level
+        size = self._level_sizes.get(level, 0)
+        if 0 < self._policy.queue(level).max_queue_size <= size:
             raise QueueFull("Exceeds maximum queue size")
-        lanes = self._buckets.setdefault(item.bucket, {})
-        if item.level not in lanes:
-            lanes[item.level] = _Lane()
-            # Levels are walked in this order: 1 is served before 2.
-            self._buckets[item.bucket] = lanes = dict(sorted(lanes.items()))
-        lanes[item.level].fresh[item] = None
+        bucket = self._buckets.get(item.bucket)
+        if bucket is None:
+            bucket = self._buckets[item.bucket] = _Bucket()
+        lane = bucket.lanes.get(level)
+        if lane is None:
+            lane = EarliestDeadlineFirst() if self._policy.slo_s else Fifo()
+            bucket.lanes[level] = lane
+            if len(bucket.lanes) > 1:  # levels are walked in this order: 1 is served before 2
+                bucket.lanes = dict(sorted(bucket.lanes.items()))
+        lane.add(item)
+        bucket.rows += item.rows
         item.waiting = True
-        self._level_sizes[item.level] = size + 1
+        self._level_sizes[level] = size + 1
         self._size += 1
-        if item.expires_at < math.inf:
-            self._timed.add(item)
+        if item.timeout_s:
+            self._timeouts.add(item.queued_at + item.timeout_s, item)
 
-    def discard(self, item: Item[T]) -> None:
+    def discard(self, item: ItemT) -> None:
         """Take out an item whose caller has gone. Does nothing if it has left already."""
         if item.waiting:
             self._leave(item)
 
-    def expire(self, now: float) -> list[Item[T]]:
+    def expire(self, now: float) -> list[ItemT]:
         """Take out and return the items whose queue timeout has passed and whose policy rejects.
 
         Items whose policy delays move behind the unexpired ones of their level, once.
         """
-        rejected: list[Item[T]] = []
-        passed = sorted(
-            (item for item in self._timed if item.expires_at <= now + EPSILON_S),
-            key=lambda item: (item.expires_at, item.queued_at),
-        )
-        for item in passed:
-            self._timed.discard(item)
+        rejected: list[ItemT] = []
+        for item in self._timeouts.pop_due(now):
             if self._policy.queue(item.level).timeout_action is TimeoutAction.REJECT:
                 self._leave(item)
                 rejected.append(item)
             else:
-                self._buckets[item.bucket][item.level].delay(item)
+                self._lane(item).delay(item)
         return rejected
 
-    def cut(self, now: float) -> list[Item[T]]:
+    def next_expiry(self) -> float:
+        """Return when `expire` next has something to do; or inf."""
+        return self._timeouts.next()
+
+    def refuse(self, finish: Finish) -> list[ItemT]:
+        """Take out and return the items at the head that cannot make their deadlines any more.
+
+        Looked at are those that the next batch would hold, and those that move up for them. With a
+        latency objective, items that miss it, but not their deadline, go behind the others.
+        """
+        policy = self._policy
+        refused: list[ItemT] = []
+        missed: list[ItemT] = []
+        # its batch will be as small as it must, or is itself
+        alone = bool(policy.slo_s) or not policy.dynamic
+        for bucket in self._buckets.values():
+            needed = finish(min(bucket.rows, policy.max_batch_size))
+            rows = 0
+            for item in bucket:
+                if alone:
+                    needed = finish(item.rows)
+                if _latest(item, item.deadline) < needed:
+                    refused.append(item)
+                elif not item.delayed and _latest(item, item.slo_at) < needed:
+                    missed.append(item)
+                else:
+                    rows += item.rows
+                    if rows >= policy.max_batch_size or not policy.dynamic:
+                        break
+        for item in refused:
+            self._leave(item)
+        for item in missed:
+            self._lane(item).delay(item)
+        return refused
+
+    def cut(self, now: float, finish: Finish) -> list[ItemT]:
         """Take out and return the batch to send now; empty when it is better to wait.
 
         Of several buckets with a batch to send, the one whose head has the highest priority goes
         first, then the one whose head has waited longest.
         """
-        best: list[Item[T]] = []
+        best: list[ItemT] = []
         best_rank = (math.inf, math.inf)
-        for lanes in self._buckets.values():
-            batch = self._form(lanes, now)
+        for bucket in self._buckets.values():
+            batch = self._form(bucket, now, finish)
             if batch and (rank := (batch[0].level, batch[0].queued_at)) < best_rank:
                 best, best_rank = batch, rank
         for item in best:
             self._leave(item)
         return best
 
-    def ready_at(self, now: float) -> float:
+    def ready_at(self, now: float, finish: Finish) -> float:
         """Return when `cut` or `expire` next has something to do, if nothing arrives; or inf."""
         due = self.next_expiry()
-        for lanes in self._buckets.values():
-            if self._form(lanes, now):
+        for bucket in self._buckets.values():
+            if self._form(bucket, now, finish):
                 return now
-            oldest = min((lane.oldest() for lane in lanes.values()), default=math.inf)
+            oldest = min(item.queued_at for item in bucket)
             due = min(due, oldest + self._policy.max_delay_s)
         return due
 
-    def next_expiry(self) -> float:
-        """Return when `expire` next has something to do; or inf."""
-        return min((item.expires_at for item in self._timed), default=math.inf)
+    def _form(self, bucket: _Bucket[ItemT], now: float, finish: Finish) -> list[ItemT]:
+        if not self._policy.dynamic:
+            return [next(iter(bucket))]
+        if self._policy.slo_s:
+            return self._form_in_time(bucket, finish)
+        return self._form_by_rules(bucket, now)
 
-    def _form(self, lanes: dict[int, _Lane[T]], now: float) -> list[Item[T]]:
-        """Walk one bucket from its head by the rules; return what to send, or nothing yet."""
+    def _form_by_rules(self, bucket: _Bucket[ItemT], now: float) -> list[ItemT]:
+        """Walk one bucket from its head by Triton's rules; return what to send, or nothing yet."""
         policy = self._policy
-        batch: list[Item[T]] = []
+        batch: list[ItemT] = []
         rows = marked = 0
         oldest = math.inf
         stopped = False
-        for lane in lanes.values():
-            for item in lane:
-                if batch and (not policy.dynamic or rows + item.rows > policy.max_batch_size):
-                    stopped = True
-                    break
-                batch.append(item)
-                rows += item.rows
-                oldest = min(oldest, item.queued_at)
-                if rows in policy.preferred:
-                    marked = len(batch)
-            if stopped:
+        for item in bucket:
+            if batch and rows + item.rows > policy.max_batch_size:
+                stopped = True
                 break
-        if not batch or not policy.dynamic:
-            return batch
+            batch.append(item)
+            rows += item.rows
+            if item.queued_at < oldest:
+                oldest = item.queued_at
+            if rows in policy.preferred:
+                marked = len(batch)
         delay = policy.max_delay_s
         exceeded = delay > 0.0 and now >= oldest + delay - EPSILON_S
         if marked and not exceeded:
@@ -196,15 +188,38 @@ class BatchQueue(Generic[T]):
             return batch
         return []
 
-    def _leave(self, item: Item[T]) -> None:
+    def _form_in_time(self, bucket: _Bucket[ItemT], finish: Finish) -> list[ItemT]:
+        """Return the largest batch with which no member misses the objective for the others."""
+        batch: list[ItemT] = []
+        rows = 0
+        limit = math.inf
+        for item in bucket:
+            grown = rows + item.rows
+            if batch and (grown > self._policy.max_batch_size or finish(grown) > limit):
+                break
+            batch.append(item)
+            rows = grown
+            if not item.delayed:
+                limit = min(limit, _latest(item, item.slo_at))
+        return batch
+
+    def _lane(self, item: ItemT) -> Lane[ItemT]:
+        return self._buckets[item.bucket].lanes[item.level]
+
+    def _leave(self, item: ItemT) -> None:
         item.waiting = False
         self._size -= 1
         self._level_sizes[item.level] -= 1
-        self._timed.discard(item)
-        lanes = self._buckets[item.bucket]
-        lane = lanes[item.level]
+        bucket = self._buckets[item.bucket]
+        bucket.rows -= item.rows
+        lane = bucket.lanes[item.level]
         lane.remove(item)
-        if not lane:
-            del lanes[item.level]
-            if not lanes:
+        if not len(lane):
+            del bucket.lanes[item.level]
+            if not bucket.lanes:
                 del self._buckets[item.bucket]
+
+
+def _latest(item: Item, due: float) -> float:
+    """Return when the model must answer, for the client to have it by `due`."""
+    return due - min(MAX_MARGIN_S, MARGIN * (due - item.queued_at))

@@ -6,13 +6,20 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from gateway.batching import tensors
-from gateway.batching.batch_queue import BatchQueue, Item
+from gateway.batching.batch_queue import MAX_MARGIN_S, BatchQueue
+from gateway.batching.due_times import DueTimes
+from gateway.batching.lane import Item
+from gateway.batching.latency_curve import LatencyCurve
 from gateway.core import InferRequest, InferResponse, ModelSpec
 from gateway.engine.base import Engine
 from gateway.errors import (
     DeadlineExceeded,
+    EngineStalled,
     InferenceFailed,
     QueueFull,
     QueueTimeout,
@@ -30,20 +37,27 @@ log = logging.getLogger(__name__)
 QUIET_TURNS = 16
 
 
-class _Waiter:
-    """A request and where its answer goes."""
+@dataclass(slots=True, eq=False)
+class _Pending(Item):
+    """A request, and where its answer goes.
 
-    __slots__ = ("arrived", "reply", "request")
+    `length` is its own size of the dims that were padded, -1 where none were. `outcome` is an
+    answer that has to wait until those of earlier requests have left.
+    """
 
-    def __init__(self, request: InferRequest, reply: asyncio.Future[InferResponse]) -> None:
-        self.request = request
-        self.reply = reply
-        # Durations are measured, not scheduled: uvloop's own clock has whole milliseconds.
-        self.arrived = time.perf_counter()
+    request: InferRequest
+    reply: asyncio.Future[InferResponse]
+    arrived: float
+    length: int = -1
+    outcome: InferResponse | TidegateError | None = None
 
-    def fail(self, error: TidegateError) -> None:
+    def settle(self, outcome: InferResponse | TidegateError) -> None:
+        """Give the caller its answer or its error, unless it has gone."""
         if not self.reply.done():
-            self.reply.set_exception(error)
+            if isinstance(outcome, TidegateError):
+                self.reply.set_exception(outcome)
+            else:
+                self.reply.set_result(outcome)
 
 
 class Batcher:
@@ -54,26 +68,38 @@ class Batcher:
     """
 
     def __init__(
-        self, spec: ModelSpec, engine: Engine, tasks: asyncio.TaskGroup, stats: ModelStats
+        self,
+        spec: ModelSpec,
+        engine: Engine,
+        tasks: asyncio.TaskGroup,
+        stats: ModelStats,
+        engine_timeout_s: float = math.inf,
     ) -> None:
         self._spec = spec
+        self._policy = spec.batching
         self._engine = engine
         self._tasks = tasks
         self._stats = stats
-        self._queue: BatchQueue[_Waiter] = BatchQueue(spec.batching)
+        self._engine_timeout_s = engine_timeout_s
+        self._queue: BatchQueue[_Pending] = BatchQueue(self._policy)
+        self._deadlines: DueTimes[_Pending] = DueTimes(lambda item: not item.reply.done())
+        self._curve = LatencyCurve()
         self._uniform = tensors.uniform(spec)
+        # one instance alone answers in order anyway
+        ordered = self._policy.preserve_ordering and spec.instances > 1
+        self._line: deque[_Pending] | None = deque() if ordered else None
         self._free = spec.instances
         self._batch_done = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._pump_due = False
         self._quiet_turns = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._timer_at = math.inf
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._queue and not self.running
+        return not len(self._queue) and not self.running
 
     @property
     def running(self) -> int:
@@ -88,30 +114,19 @@ class Batcher:
     async def infer(self, request: InferRequest) -> InferResponse:
         """Return the request's share of the batch that it went in.
 
-        Cancelling the caller takes the request out of the queue; one that already runs is answered
-        to nobody, and its batch-mates do not notice.
+        Raises `DeadlineExceeded` as soon as the request's deadline passes, or, before it costs a
+        slot, once the model's measured latency says that it will; `QueueFull` and `QueueTimeout`
+        as the model's queue policy has it. Cancelling the caller takes the request out of the
+        queue; one that already runs is answered to nobody, and its batch-mates do not notice.
         """
-        policy = self._spec.batching
-        level = policy.level(request.priority)
-        waiter = _Waiter(request, self._loop.create_future())
-        item = Item(
-            waiter,
-            rows=tensors.rows_of(request, self._spec),
-            bucket=() if self._uniform else tensors.bucket_of(request),
-            queued_at=self._loop.time(),
-            deadline=request.deadline,
-            level=level,
-            timeout_s=self._timeout_s(request, level),
-        )
+        item = self._enter(request)
         try:
-            self._queue.push(item)
-        except QueueFull as error:
-            raise QueueFull(f"{request.label}{error}") from None
-        self._poke()
-        try:
-            return await waiter.reply
+            return await item.reply
         finally:
-            self._queue.discard(item)
+            if item.waiting:
+                self._queue.discard(item)
+            if self._line is not None:
+                self._flush(self._line)
 
     async def drained(self) -> None:
         """Return when nothing waits and nothing runs."""
@@ -124,24 +139,56 @@ class Batcher:
         assert self.idle, f"batcher of {self._spec.key} closed with requests left: this is a bug"
         self._disarm()
 
+    def _enter(self, request: InferRequest) -> _Pending:
+        policy = self._policy
+        length = -1
+        if policy.pad_to:
+            length = tensors.pad(request, self._spec)
+        now = self._loop.time()
+        level = policy.level(request.priority) if policy.priority_levels else 0
+        deadline = request.deadline
+        item = _Pending(
+            tensors.rows_of(request, self._spec),
+            () if self._uniform else tensors.bucket_of(request),
+            now,
+            deadline,
+            level,
+            self._timeout_s(request, level),
+            min(deadline, now + policy.slo_s) if policy.slo_s else deadline,
+            request,
+            self._loop.create_future(),
+            # Durations are measured, not scheduled: uvloop's own clock has whole milliseconds.
+            time.perf_counter(),
+            length,
+        )
+        try:
+            self._queue.push(item)
+        except QueueFull as error:
+            raise QueueFull(f"{request.label}{error}") from None
+        if deadline < math.inf:
+            self._deadlines.add(deadline, item)
+        if self._line is not None:
+            self._line.append(item)
+        self._quiet_turns = 0
+        if not self._pump_due:
+            self._pump_soon()
+        return item
+
     def _timeout_s(self, request: InferRequest, level: int) -> float:
-        queue = self._spec.batching.queue(level)
+        queue = self._policy.queue(level)
         timeout = queue.default_timeout_s
         if queue.allow_timeout_override and request.timeout_us:
             # a request may shorten the model's timeout, never lengthen it
             timeout = min(timeout, request.timeout_us / 1e6)
         return timeout
 
-    def _poke(self) -> None:
-        """Pump once it is quiet."""
-        self._quiet_turns = 0
-        if not self._pump_due:
-            self._pump_due = True
-            self._loop.call_soon(self._pump_when_quiet)
+    def _pump_soon(self) -> None:
+        self._pump_due = True
+        self._loop.call_soon(self._pump_when_quiet)
 
     def _pump_when_quiet(self) -> None:
         self._quiet_turns += 1
-        policy = self._spec.batching
+        policy = self._policy
         growing = policy.dynamic and len(self._queue) < policy.max_batch_size
         if growing and self._free and self._quiet_turns < QUIET_TURNS:
             self._loop.call_soon(self._pump_when_quiet)
@@ -150,23 +197,42 @@ class Batcher:
             self._pump()
 
     def _pump(self) -> None:
-        """Reject what expired, cut while an instance is free, set the timer for the rest."""
-        now = self._loop.time()
-        for item in self._queue.expire(now):
-            item.payload.fail(QueueTimeout("Request timeout expired"))
-        while self._free and (batch := self._queue.cut(now)):
-            if batch := [item for item in batch if not self._late(item, now)]:
-                self._free -= 1
-                self._tasks.create_task(self._run(batch), name=f"batch {self._spec.key}")
-        self._arm(self._queue.ready_at(now) if self._free else self._queue.next_expiry())
+        """Turn away what is late, cut while an instance is free, set the timer for the rest."""
+        queue, now = self._queue, self._loop.time()
+        curve = self._curve
 
-    def _late(self, item: Item[_Waiter], now: float) -> bool:
-        if now < item.deadline:
-            return False
-        item.payload.fail(DeadlineExceeded("the deadline passed in the batch queue"))
-        return True
+        def finish(rows: int) -> float:
+            return now + curve.predict(rows, now)
 
-    async def _run(self, batch: list[Item[_Waiter]]) -> None:
+        for item in queue.expire(now):
+            item.settle(QueueTimeout("Request timeout expired"))
+        for item in self._deadlines.pop_due(now):
+            queue.discard(item)
+            item.settle(DeadlineExceeded("the request's deadline has passed"))
+        while self._free and len(queue):
+            self._refuse(finish)
+            batch = queue.cut(now, finish)
+            if not batch:
+                break
+            self._free -= 1
+            self._tasks.create_task(self._run(batch), name=f"batch {self._spec.key}")
+        due = queue.ready_at(now, finish) if self._free and len(queue) else queue.next_expiry()
+        self._arm(min(due, self._deadlines.next()))
+
+    def _refuse(self, finish: Callable[[int], float]) -> None:
+        """Turn away requests that would miss their deadlines, before they cost a slot."""
+        longest = finish(self._policy.max_batch_size) + MAX_MARGIN_S
+        if not self._policy.slo_s and self._deadlines.next() >= longest:
+            return
+        for item in self._queue.refuse(finish):
+            self._stats.refused += 1
+            item.settle(
+                DeadlineExceeded(
+                    "the request's deadline cannot be met: the model would answer later"
+                )
+            )
+
+    async def _run(self, batch: list[_Pending]) -> None:
         """Occupy an instance with one batch.
 
         Where the engine refuses it, its members run again alone: one of them may be at fault, and
@@ -175,59 +241,98 @@ class Batcher:
         try:
             if not await self._answer(batch, retry=len(batch) > 1):
                 for item in batch:
-                    if not item.payload.reply.done():
+                    if not item.reply.done():
                         await self._answer([item], retry=False)
         finally:
             self._free += 1
             self._batch_done.set()
-            if self._queue:
-                self._poke()
+            if len(self._queue) and not self._pump_due:
+                self._quiet_turns = 0
+                self._pump_soon()
 
-    async def _answer(self, batch: list[Item[_Waiter]], retry: bool) -> bool:
+    async def _answer(self, batch: list[_Pending], retry: bool) -> bool:
         """Hand out a batch's answers, or its error; False where the engine failed and may retry."""
         spec = self._spec
-        waiters = [item.payload for item in batch]
-        requests = [waiter.request for waiter in waiters]
+        requests = [item.request for item in batch]
         rows = [item.rows for item in batch]
-        started = time.perf_counter()
+        started, sent_at = time.perf_counter(), self._loop.time()
         try:
             try:
-                outputs = await self._engine.infer(
-                    spec.key, tensors.stack(requests), tensors.wanted(requests, spec)
-                )
+                async with asyncio.timeout(self._limit_s):
+                    outputs = await self._engine.infer(
+                        spec.key, tensors.stack(requests), tensors.wanted(requests, spec)
+                    )
             except InferenceFailed:
                 if retry:
                     return False
                 raise
+            except TimeoutError:
+                raise EngineStalled(
+                    f"model '{spec.key.name}': the engine has not answered a batch within "
+                    f"{self._engine_timeout_s:g} s"
+                ) from None
             finished = time.perf_counter()
+            now = self._loop.time()  # the clock by which requests will be refused
+            self._curve.observe(sum(rows), now - sent_at, now)
             responses = tensors.split(outputs, requests, rows, spec)
         except TidegateError as error:
-            self._fail(waiters, error)
+            self._fail(batch, error)
         except asyncio.CancelledError:
-            self._fail(waiters, ShuttingDown("the gateway is shutting down"))
+            self._fail(batch, ShuttingDown("the gateway is shutting down"))
             raise
         except Exception as error:
             log.exception("batch of %s failed: this is a bug", spec.key)
-            self._fail(waiters, InferenceFailed(f"{type(error).__name__}: {error}"))
+            self._fail(batch, InferenceFailed(f"{type(error).__name__}: {error}"))
         else:
-            stats = self._stats
-            stats.executions += 1
-            stats.inferences += sum(rows)
-            stats.batch_rows.observe(sum(rows))
-            stats.compute_s += (finished - started) * len(batch)
-            for waiter, response in zip(waiters, responses, strict=True):
-                stats.queue_s += started - waiter.arrived
-                if not waiter.reply.done():
-                    waiter.reply.set_result(response)
+            self._succeed(batch, responses, sum(rows), started, finished)
         return True
 
-    def _fail(self, waiters: list[_Waiter], error: TidegateError) -> None:
-        for waiter in waiters:
+    @property
+    def _limit_s(self) -> float | None:
+        return self._engine_timeout_s if self._engine_timeout_s < math.inf else None
+
+    def _succeed(
+        self,
+        batch: list[_Pending],
+        responses: Iterable[InferResponse],
+        rows: int,
+        started: float,
+        finished: float,
+    ) -> None:
+        stats = self._stats
+        stats.executions += 1
+        stats.inferences += rows
+        stats.batch_rows.observe(rows)
+        stats.compute_s += (finished - started) * len(batch)
+        for item, response in zip(batch, responses, strict=True):
+            stats.queue_s += started - item.arrived
+            if item.length >= 0:
+                response = tensors.cropped(response, item.length, self._spec)
+            self._deliver(item, response)
+
+    def _fail(self, batch: list[_Pending], error: TidegateError) -> None:
+        for item in batch:
             # each caller gets an exception of its own: a shared one would grow every traceback
-            waiter.fail(type(error)(*error.args))
+            self._deliver(item, type(error)(*error.args))
+
+    def _deliver(self, item: _Pending, outcome: InferResponse | TidegateError) -> None:
+        if self._line is None:
+            item.settle(outcome)
+        else:
+            item.outcome = outcome
+            self._flush(self._line)
+
+    def _flush(self, line: deque[_Pending]) -> None:
+        """Let answers leave in the order in which the requests came, as far as they are there."""
+        while line and (line[0].outcome is not None or line[0].reply.done()):
+            item = line.popleft()
+            if item.outcome is not None:
+                item.settle(item.outcome)
 
     def _arm(self, due: float) -> None:
-        if self._timer is not None and self._timer_at == due:
+        # one that fires too early finds nothing to do and is set anew: cheaper than setting it
+        # anew with every batch
+        if due >= self._timer_at:
             return
         self._disarm()
         if due < math.inf:
@@ -241,7 +346,9 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self._timer_at = math.inf
 
     def _timer_fired(self) -> None:
         self._timer = None
+        self._timer_at = math.inf
         self._pump()

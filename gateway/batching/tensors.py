@@ -28,6 +28,63 @@ def bucket_of(request: InferRequest) -> tuple[object, ...]:
     return tuple((tensor.name, tensor.data.shape[1:]) for tensor in request.inputs)
 
 
+def pad(request: InferRequest, spec: ModelSpec) -> int:
+    """Pad a request's variable dims, in place, to the next of the sizes that its model declares.
+
+    With zeros (BYTES: empty), behind its own elements, copying them once. Returns the dims' own
+    size, for `cropped`; -1 where nothing was padded: no variable dim, several sizes, or one that
+    is declared itself or larger than all that are.
+    """
+    first = 1 if spec.max_batch_size > 0 else 0
+    dims = {want.name: want.dims for want in spec.inputs}
+    sizes = {
+        size
+        for tensor in request.inputs
+        for size, dim in zip(tensor.data.shape[first:], dims[tensor.name], strict=True)
+        if dim == -1
+    }
+    if len(sizes) != 1:
+        return -1
+    length: int = sizes.pop()
+    target = _padded_size(length, spec)
+    if target == length:
+        return -1
+    request.inputs = [
+        _padded(tensor, first, dims[tensor.name], target) for tensor in request.inputs
+    ]
+    return length
+
+
+def cropped(response: InferResponse, length: int, spec: ModelSpec) -> InferResponse:
+    """Return an answer with what `pad` added cut off: views, for the variable dims of that size."""
+    first = 1 if spec.max_batch_size > 0 else 0
+    target = _padded_size(length, spec)
+    dims = {output.name: output.dims for output in spec.outputs}
+    outputs = []
+    for tensor in response.outputs:
+        cut = [slice(None)] * tensor.data.ndim
+        for axis, dim in enumerate(dims[tensor.name], first):
+            if dim == -1 and tensor.data.shape[axis] == target:
+                cut[axis] = slice(length)
+        outputs.append(Tensor(tensor.name, tensor.datatype, tensor.data[tuple(cut)]))
+    return InferResponse(response.model, response.version, response.id, outputs)
+
+
+def _padded_size(length: int, spec: ModelSpec) -> int:
+    return next((size for size in spec.batching.pad_to if size >= length), length)
+
+
+def _padded(tensor: Tensor, first: int, dims: tuple[int, ...], target: int) -> Tensor:
+    shape = list(tensor.data.shape)
+    for axis, dim in enumerate(dims, first):
+        if dim == -1:
+            shape[axis] = target
+    filler = b"" if tensor.datatype == "BYTES" else 0
+    data = np.full(shape, filler, tensor.data.dtype)
+    data[tuple(map(slice, tensor.data.shape))] = tensor.data
+    return Tensor(tensor.name, tensor.datatype, data)
+
+
 def stack(requests: Sequence[InferRequest]) -> list[Tensor]:
     """Return the inputs of one batch, joined along the first dimension.
 

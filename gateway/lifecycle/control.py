@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Protocol
 
 from gateway.core import ModelState
 from gateway.errors import LoadFailed, ModelNotFound
 from gateway.registry import IN_MEMORY, Entry, Registry
-from gateway.repository.reader import has_model, model_names, read_model
+from gateway.repository.reader import ModelListing
 
 log = logging.getLogger(__name__)
 
 
-class RepositoryControl:
-    """Reads the repository into the registry, and asks the reconciler for loads and unloads."""
+class Catalogue(Protocol):
+    """Where models come from: a repository folder, or what a Triton server knows."""
 
-    def __init__(self, root: Path, registry: Registry) -> None:
-        self._root = root
+    async def names(self) -> list[str]:
+        """Return the names of all models, servable or not."""
+        ...
+
+    async def has(self, name: str) -> bool:
+        """Return whether there is a model of this name."""
+        ...
+
+    async def read(self, name: str) -> ModelListing:
+        """Return a model as it is now; a fault of the model becomes the listing's `error`."""
+        ...
+
+
+class RepositoryControl:
+    """Reads the catalogue into the registry, and asks the reconciler for loads and unloads."""
+
+    def __init__(self, catalogue: Catalogue, registry: Registry) -> None:
+        self._catalogue = catalogue
         self._registry = registry
 
     async def read_all(self) -> None:
         """Take in every model that is not known yet. Raises `StartError` without a repository."""
-        for name in await asyncio.to_thread(model_names, self._root):
+        for name in await self._catalogue.names():
             if self._registry.knows(name):
                 continue
-            listing = await asyncio.to_thread(read_model, self._root, name)
+            listing = await self._catalogue.read(name)
             self._registry.update(listing)
             for folder in listing.ignored:
                 log.warning("%s/%s is ignored: no whole number > 0 without leading 0", name, folder)
             if listing.error:
                 log.error("model %s cannot be served: %s", name, listing.error)
+
+    def adopt(self, names: Iterable[str]) -> None:
+        """Take over models that the engine has ready already: they sleep when nobody uses them."""
+        for name in names:
+            if not self._registry.knows(name):
+                log.info("%s is ready in the server, but not in the repository: left alone", name)
+                continue
+            for entry in self._registry.entries():
+                if entry.key.name == name:
+                    entry.load_requested = True
+        self._registry.poke()
 
     async def load(self, name: str) -> None:
         """Read a model anew and return once its versions are ready; reload what has changed.
@@ -39,10 +66,10 @@ class RepositoryControl:
         Raises `LoadFailed` with the reason. Faulty files leave alone what is loaded; a model whose
         folder has gone is unloaded.
         """
-        if not await asyncio.to_thread(has_model, self._root, name):
+        if not await self._catalogue.has(name):
             self._registry.remove(name)
             raise LoadFailed(f"failed to load '{name}', failed to poll from model repository")
-        listing = await asyncio.to_thread(read_model, self._root, name)
+        listing = await self._catalogue.read(name)
         self._registry.update(listing)
         if listing.error:
             raise LoadFailed(f"failed to load '{name}', {listing.error}")

@@ -11,8 +11,16 @@ from contextlib import suppress
 from gateway.batching.batcher import Batcher
 from gateway.core import ModelState
 from gateway.engine.base import Engine
-from gateway.errors import TidegateError
-from gateway.lifecycle.policy import Action, Drop, Load, Unload, decide, retry_after_s
+from gateway.errors import EngineUnavailable, TidegateError
+from gateway.lifecycle.policy import (
+    FIRST_RETRY_S,
+    Action,
+    Drop,
+    Load,
+    Unload,
+    decide,
+    retry_after_s,
+)
 from gateway.registry import Entry, Registry
 
 log = logging.getLogger(__name__)
@@ -21,10 +29,17 @@ log = logging.getLogger(__name__)
 class Reconciler:
     """Moves model versions between cold and ready, as `decide` says."""
 
-    def __init__(self, registry: Registry, engine: Engine, idle_timeout_s: float) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        engine: Engine,
+        idle_timeout_s: float,
+        engine_timeout_s: float = math.inf,
+    ) -> None:
         self._registry = registry
         self._engine = engine
         self._idle_timeout_s = idle_timeout_s
+        self._engine_timeout_s = engine_timeout_s
 
     async def run(self) -> None:
         """Decide whenever somebody pokes or a decision falls due, until cancelled.
@@ -79,6 +94,9 @@ class Reconciler:
             await self._engine.unload(entry.key)
             entry.move(ModelState.UNAVAILABLE, "the load was cancelled")
             raise
+        except EngineUnavailable as error:
+            # not the model's fault: the first request after the server is back is to find it
+            self._load_failed(entry, str(error), FIRST_RETRY_S)
         except TidegateError as error:
             self._load_failed(entry, str(error))
         except Exception as error:
@@ -90,7 +108,9 @@ class Reconciler:
             entry.stats.loads += 1
             entry.stats.load_s += took
             entry.spec, entry.resident_bytes = loaded
-            entry.batcher = Batcher(entry.spec, self._engine, tasks, entry.stats)
+            entry.batcher = Batcher(
+                entry.spec, self._engine, tasks, entry.stats, self._engine_timeout_s
+            )
             entry.last_used = asyncio.get_running_loop().time()
             entry.loaded = entry.reading
             # asked for meanwhile, a newer reading still has to be loaded
@@ -99,14 +119,15 @@ class Reconciler:
             log.info("loaded %s in %.0f ms", entry.key, took * 1e3)
         self._registry.poke()
 
-    def _load_failed(self, entry: Entry, reason: str) -> None:
+    def _load_failed(self, entry: Entry, reason: str, wait_s: float = 0.0) -> None:
         if entry.stale:  # the files have been mended while this load ran: the next one counts
             entry.unload_requested = False
             entry.replace()
             entry.move(ModelState.UNAVAILABLE, reason)
             return
-        entry.failures += 1
-        wait_s = retry_after_s(entry.failures)
+        if not wait_s:
+            entry.failures += 1
+            wait_s = retry_after_s(entry.failures)
         entry.retry_at = asyncio.get_running_loop().time() + wait_s
         entry.load_requested = entry.unload_requested = False
         entry.stats.load_failures += 1

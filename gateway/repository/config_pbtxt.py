@@ -10,8 +10,20 @@ from typing import Any, TypeAlias
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from gateway.core import BatchPolicy, QueuePolicy, TensorSpec, TimeoutAction
+from gateway.core import (
+    Accelerator,
+    BatchPolicy,
+    DeviceKind,
+    QueuePolicy,
+    RuntimeOptions,
+    TensorSpec,
+    TimeoutAction,
+    WarmUp,
+    WarmUpData,
+    WarmUpInput,
+)
 from gateway.errors import RepositoryError
+from gateway.repository import own_parameters
 
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 
@@ -39,13 +51,22 @@ def parse(text: str, file: Path) -> ModelConfig:
 
 
 def check_served(config: ModelConfig) -> None:
-    """Raise `RepositoryError` where a configuration asks for what the gateway does not do."""
+    """Raise `RepositoryError` where a configuration asks for what no engine does yet."""
     for field in _NOT_YET:
         if config.HasField(field):
             raise RepositoryError(f"{field} is not supported yet")
     if config.model_transaction_policy.decoupled:
         raise RepositoryError("decoupled models are not supported yet")
-    if (config.platform or PLATFORM) != PLATFORM or (config.backend or BACKEND) != BACKEND:
+
+
+def is_onnx(config: ModelConfig) -> bool:
+    """Return whether ONNX Runtime serves the model, or nothing says what does."""
+    return (config.platform or PLATFORM) == PLATFORM and (config.backend or BACKEND) == BACKEND
+
+
+def check_embedded(config: ModelConfig) -> None:
+    """Raise `RepositoryError` where a configuration asks for what this process cannot run."""
+    if not is_onnx(config):
         kind = "platform" if config.platform else "backend"
         raise RepositoryError(
             f"the embedded engine serves no models of {kind} '{config.platform or config.backend}'"
@@ -71,6 +92,7 @@ def check(config: ModelConfig, folder_name: str) -> None:
             _check_reshape(tensor)
         if any(dim == 0 or dim < -1 for dim in tensor.dims):
             raise RepositoryError(f"tensor '{tensor.name}' has a dim that is neither > 0 nor -1")
+    own_parameters.check(config)
     if config.HasField("dynamic_batching"):
         _check_batching(config, name)
 
@@ -114,8 +136,6 @@ def _check_batching(config: ModelConfig, name: str) -> None:
                 "Queue policy can not have DELAY as timeout action when 'preserve_ordering' is "
                 f"true for {name}"
             )
-        if sum(group.count or 1 for group in config.instance_group) > 1:
-            raise RepositoryError("preserve_ordering is supported with one instance only, for now")
 
 
 def tensor_specs(tensors: Iterable[Any]) -> tuple[TensorSpec, ...]:
@@ -135,13 +155,20 @@ def tensor_specs(tensors: Iterable[Any]) -> tuple[TensorSpec, ...]:
 def batch_policy(config: ModelConfig) -> BatchPolicy:
     """Return how the model's requests become batches."""
     if config.max_batch_size == 0 or not config.HasField("dynamic_batching"):
-        return BatchPolicy(max_batch_size=max(1, config.max_batch_size))
+        return BatchPolicy(
+            max_batch_size=max(1, config.max_batch_size),
+            slo_s=own_parameters.slo_s(config),
+            pad_to=own_parameters.pad_to(config),
+        )
     batching = config.dynamic_batching
     return BatchPolicy(
         max_batch_size=config.max_batch_size,
         dynamic=True,
         preferred=tuple(sorted(set(batching.preferred_batch_size))) or (config.max_batch_size,),
         max_delay_s=batching.max_queue_delay_microseconds / 1e6,
+        preserve_ordering=batching.preserve_ordering,
+        slo_s=own_parameters.slo_s(config),
+        pad_to=own_parameters.pad_to(config),
         priority_levels=batching.priority_levels,
         default_level=batching.default_priority_level,
         default_queue=_queue_policy(batching.default_queue_policy),
@@ -162,5 +189,51 @@ def _queue_policy(policy: model_config_pb2.ModelQueuePolicy) -> QueuePolicy:
 
 
 def instances(config: ModelConfig) -> int:
-    """Return how many batches may run at once: the sum of the instance groups, at least 1."""
-    return max(1, sum(group.count or 1 for group in config.instance_group))
+    """Return how many batches may run at once: the sum of the instance groups, at least 1.
+
+    A group that names GPUs has its count on each of them.
+    """
+    groups = config.instance_group
+    return max(1, sum((group.count or 1) * max(1, len(group.gpus)) for group in groups))
+
+
+def runtime_options(config: ModelConfig) -> RuntimeOptions:
+    """Return what the configuration asks of the runtime that opens the model."""
+    groups, optimization = config.instance_group, config.optimization
+    kinds = {group.kind for group in groups}
+    device = DeviceKind.AUTO
+    if model_config_pb2.ModelInstanceGroup.KIND_GPU in kinds:
+        device = DeviceKind.GPU
+    elif kinds == {model_config_pb2.ModelInstanceGroup.KIND_CPU}:
+        device = DeviceKind.CPU
+    return RuntimeOptions(
+        device=device,
+        gpus=tuple(sorted({gpu for group in groups for gpu in group.gpus})),
+        accelerators=tuple(
+            Accelerator(one.name, dict(one.parameters))
+            for one in optimization.execution_accelerators.gpu_execution_accelerator
+        ),
+        graph_level=optimization.graph.level,
+        parameters={name: value.string_value for name, value in config.parameters.items()},
+        warm_up=tuple(_warm_up(sample) for sample in config.model_warmup),
+    )
+
+
+def _warm_up(sample: model_config_pb2.ModelWarmup) -> WarmUp:
+    sources = {"random_data": WarmUpData.RANDOM, "input_data_file": WarmUpData.FILE}
+    return WarmUp(
+        name=sample.name,
+        batch_size=sample.batch_size,
+        # 0 is Triton's way of saying once
+        count=max(1, sample.count),
+        inputs=tuple(
+            WarmUpInput(
+                name=name,
+                datatype=_DATATYPES.get(tensor.data_type, "INVALID"),
+                dims=tuple(tensor.dims),
+                data=sources.get(tensor.WhichOneof("input_data_type"), WarmUpData.ZEROS),
+                file=tensor.input_data_file,
+            )
+            for name, tensor in sorted(sample.inputs.items())
+        ),
+    )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.core import ModelKey, ModelSpec
+from gateway.core import ModelSpec
 from gateway.errors import RepositoryError, StartError
 from gateway.repository import config_pbtxt
 from gateway.repository.complete import complete, needs_model
+from gateway.repository.model_spec import model_file, model_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,16 @@ def has_model(root: Path, name: str) -> bool:
         return False
 
 
-def read_model(root: Path, name: str) -> ModelListing:
-    """Return one model as it is on disk now; a fault in its files becomes `error`."""
+def read_model(root: Path, name: str, embedded: bool = True) -> ModelListing:
+    """Return one model as it is on disk now; a fault in its files becomes `error`.
+
+    `embedded` says that this process is to run it, and not a Triton server.
+    """
     folder = root / name
     ignored: tuple[str, ...] = ()
     try:
         numbers, ignored = _version_folders(folder)
-        config = _read_config(folder, numbers, ignored)
+        config = _read_config(folder, numbers, ignored, embedded)
         specs = tuple(_spec(folder, number, config) for number in _by_policy(config, numbers))
     except RepositoryError as error:
         return ModelListing(name, (), str(error), ignored)
@@ -69,7 +73,7 @@ def _version_folders(folder: Path) -> tuple[list[int], tuple[str, ...]]:
 
 
 def _read_config(
-    folder: Path, numbers: list[int], ignored: tuple[str, ...]
+    folder: Path, numbers: list[int], ignored: tuple[str, ...], embedded: bool
 ) -> config_pbtxt.ModelConfig:
     file = folder / "config.pbtxt"
     try:
@@ -83,14 +87,23 @@ def _read_config(
         seen = f" ('{ignored[0]}' is none)" if ignored else ""
         raise RepositoryError(f"no version folder: versions are whole numbers > 0{seen}")
     config_pbtxt.check_served(config)
-    model_file = folder / str(numbers[-1]) / _model_file(config)
-    complete(config, folder.name, model_file if needs_model(config) else None)
+    if embedded:
+        config_pbtxt.check_embedded(config)
+    _complete(config, folder, numbers[-1])
     config_pbtxt.check(config, folder.name)
     return config
 
 
-def _model_file(config: config_pbtxt.ModelConfig) -> str:
-    return config.default_model_filename or config_pbtxt.DEFAULT_MODEL_FILE
+def _complete(config: config_pbtxt.ModelConfig, folder: Path, version: int) -> None:
+    file = None
+    if needs_model(config):
+        file = folder / str(version) / model_file(config)
+        if not config_pbtxt.is_onnx(config):
+            raise RepositoryError(
+                "config.pbtxt must declare the inputs and outputs: they are read from the files "
+                "of ONNX models only"
+            )
+    complete(config, folder.name, file)
 
 
 def _by_policy(config: config_pbtxt.ModelConfig, numbers: list[int]) -> list[int]:
@@ -110,17 +123,10 @@ def _by_policy(config: config_pbtxt.ModelConfig, numbers: list[int]) -> list[int
 def _spec(folder: Path, number: int, config: config_pbtxt.ModelConfig) -> ModelSpec:
     path = folder / str(number)
     stats = [file.stat() for file in path.rglob("*") if file.is_file()]
-    return ModelSpec(
-        key=ModelKey(folder.name, number),
-        path=path,
-        model_file=_model_file(config),
-        platform=config.platform or config_pbtxt.PLATFORM,
-        max_batch_size=config.max_batch_size,
-        inputs=config_pbtxt.tensor_specs(config.input),
-        outputs=config_pbtxt.tensor_specs(config.output),
-        batching=config_pbtxt.batch_policy(config),
-        instances=config_pbtxt.instances(config),
+    return model_spec(
+        config,
+        number,
+        path,
         file_bytes=sum(stat.st_size for stat in stats),
         modified_ns=max((stat.st_mtime_ns for stat in stats), default=0),
-        config=config.SerializeToString(deterministic=True),
     )

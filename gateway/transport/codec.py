@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import struct
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway import wire
 from gateway.core import DTYPES, Array, InferRequest, InferResponse, Tensor, request_label
 from gateway.errors import InvalidRequest, NotSupported
 
@@ -29,7 +29,6 @@ _TYPED_FIELD = {
 }
 _FIELD_NAMES = tuple(dict.fromkeys(_TYPED_FIELD.values()))
 MAX_DIMS = 64  # NumPy's own limit
-_LENGTH = struct.Struct("<I")
 _UNSUPPORTED_OUTPUT = ("classification", "shared_memory_region")
 
 
@@ -38,24 +37,13 @@ def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
 
     Raises `InvalidRequest` where contents and shapes disagree.
     """
+    tensors = message.inputs
     raw = message.raw_input_contents
-    if raw and len(raw) != len(message.inputs):
-        for tensor in message.inputs:
-            _check_raw(message, tensor)
-        if len(raw) < len(message.inputs):
-            missing = message.inputs[len(raw)].name
-            raise _invalid(
-                message,
-                f"unable to find data for input tensor '{missing}' for model "
-                f"'{message.model_name}' in request.",
-            )
-        raise _invalid(
-            message,
-            f"expected {len(message.inputs)} raw input contents but got {len(raw)} for model "
-            f"'{message.model_name}'",
-        )
+    raw_count = len(raw)
+    if raw_count and raw_count != len(tensors):
+        _refuse_count(message)
     inputs = []
-    for index, tensor in enumerate(message.inputs):
+    for index, tensor in enumerate(tensors):
         shape = tuple(tensor.shape)
         if len(shape) > MAX_DIMS or min(shape, default=0) < 0:
             raise _invalid(
@@ -63,21 +51,20 @@ def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
                 f"input '{tensor.name}' has a negative dim or more than {MAX_DIMS} dims: "
                 f"{list(shape[:MAX_DIMS])}",
             )
-        if raw:
+        if raw_count:
             _check_raw(message, tensor)
             data = _from_raw(message, tensor, shape, raw[index])
         else:
             _check_region(tensor)
             data = _from_typed(message, tensor, shape)
         inputs.append(Tensor(tensor.name, tensor.datatype, data))
-    outputs: dict[str, None] = {}  # asked for twice, an output is sent once
-    for output in message.outputs:
-        for parameter in _UNSUPPORTED_OUTPUT:
-            if parameter in output.parameters:
-                raise NotSupported(f"output parameter '{parameter}' is not supported yet")
-        outputs[output.name] = None
     request = InferRequest(
-        message.model_name, message.model_version, message.id, inputs, list(outputs), deadline
+        message.model_name,
+        message.model_version,
+        message.id,
+        inputs,
+        _outputs(message) if message.outputs else [],
+        deadline,
     )
     if message.parameters:
         request.priority = _priority(message)
@@ -85,22 +72,96 @@ def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
     return request
 
 
-def encode(response: InferResponse) -> pb.ModelInferResponse:
-    """Return the message: every output raw, in order. Copies each output once, into the message."""
-    message = pb.ModelInferResponse(
-        model_name=response.model, model_version=str(response.version), id=response.id
+def encode(response: InferResponse) -> bytes:
+    """Return the serialized message: every output raw, in order.
+
+    All but the id and the contents is the same for every answer of one shape: it is serialized
+    once, and the rest appended as fields of their own, as protobuf's wire format allows. Each
+    output is copied once, into the message; a small one on its way there, too.
+    """
+    layout = (
+        response.model,
+        response.version,
+        tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in response.outputs]),
     )
+    head = _heads.get(layout)
+    if head is None:
+        head = _head(layout)
+    parts: list[_Bytes] = [head]
+    if response.id:
+        parts += _field(_ID, response.id.encode())
     for tensor in response.outputs:
-        message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.data.shape)
-        message.raw_output_contents.append(to_raw(tensor))
-    return message
+        data = tensor.data
+        small = data.nbytes < VIEW_BYTES and tensor.datatype != "BYTES"
+        content = data.tobytes() if small else wire.contents(tensor)
+        parts += _field(_RAW_OUTPUT_CONTENTS, content)
+    return b"".join(parts)
 
 
-def to_raw(tensor: Tensor) -> bytes:
-    """Return a tensor's elements as the wire has them: row-major, BYTES with their lengths."""
-    if tensor.datatype != "BYTES":
-        return tensor.data.tobytes()
-    return b"".join(_LENGTH.pack(len(element)) + element for element in tensor.data.ravel())
+_Bytes = bytes | memoryview
+_Layout = tuple[str, int, tuple[tuple[str, str, tuple[int, ...]], ...]]
+
+VIEW_BYTES = 4096  # below, a copy is cheaper than a view
+MAX_HEADS = 1024  # a model whose outputs vary in shape must not fill the memory with them
+_heads: dict[_Layout, bytes] = {}
+_FIELDS = pb.ModelInferResponse.DESCRIPTOR.fields_by_name
+_LENGTH_DELIMITED = 2  # protobuf's wire type of strings, bytes and messages
+_ID = _FIELDS["id"].number << 3 | _LENGTH_DELIMITED
+_RAW_OUTPUT_CONTENTS = _FIELDS["raw_output_contents"].number << 3 | _LENGTH_DELIMITED
+
+
+def _head(layout: _Layout) -> bytes:
+    model, version, outputs = layout
+    message = pb.ModelInferResponse(model_name=model, model_version=str(version))
+    for name, datatype, shape in outputs:
+        message.outputs.add(name=name, datatype=datatype, shape=shape)
+    if len(_heads) >= MAX_HEADS:
+        _heads.clear()
+    head: bytes = message.SerializeToString()
+    _heads[layout] = head
+    return head
+
+
+def _field(tag: int, content: _Bytes) -> tuple[bytes, _Bytes]:
+    """Return a length-delimited field of a number below 16, as protobuf has it on the wire."""
+    length = len(content)
+    if length < 0x80:
+        return bytes((tag, length)), content
+    prefix = bytearray((tag,))
+    while length >= 0x80:  # a varint: seven bits a byte, the lowest first
+        prefix.append(length & 0x7F | 0x80)
+        length >>= 7
+    prefix.append(length)
+    return bytes(prefix), content
+
+
+def _outputs(message: pb.ModelInferRequest) -> list[str]:
+    names: dict[str, None] = {}  # asked for twice, an output is sent once
+    for output in message.outputs:
+        for parameter in _UNSUPPORTED_OUTPUT:
+            if parameter in output.parameters:
+                raise NotSupported(f"output parameter '{parameter}' is not supported yet")
+        names[output.name] = None
+    return list(names)
+
+
+def _refuse_count(message: pb.ModelInferRequest) -> NoReturn:
+    """Raise for raw contents that are not as many as the inputs."""
+    raw = message.raw_input_contents
+    for tensor in message.inputs:
+        _check_raw(message, tensor)
+    if len(raw) < len(message.inputs):
+        missing = message.inputs[len(raw)].name
+        raise _invalid(
+            message,
+            f"unable to find data for input tensor '{missing}' for model "
+            f"'{message.model_name}' in request.",
+        )
+    raise _invalid(
+        message,
+        f"expected {len(message.inputs)} raw input contents but got {len(raw)} for model "
+        f"'{message.model_name}'",
+    )
 
 
 def _check_region(tensor: pb.ModelInferRequest.InferInputTensor) -> None:
@@ -111,7 +172,8 @@ def _check_region(tensor: pb.ModelInferRequest.InferInputTensor) -> None:
 def _check_raw(
     message: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor
 ) -> None:
-    _check_region(tensor)
+    if tensor.parameters:
+        _check_region(tensor)
     if tensor.HasField("contents"):
         raise _invalid(
             message,
@@ -126,7 +188,11 @@ def _shaped(
     try:
         return array.reshape(shape)
     except ValueError:  # no elements, and dims that no array can have
-        raise _invalid(message, f"input '{name}' has the impossible shape {list(shape)}") from None
+        raise _impossible(message, name, shape) from None
+
+
+def _impossible(message: pb.ModelInferRequest, name: str, shape: tuple[int, ...]) -> InvalidRequest:
+    return _invalid(message, f"input '{name}' has the impossible shape {list(shape)}")
 
 
 def _from_raw(
@@ -145,7 +211,11 @@ def _from_raw(
             f"input byte size mismatch for input '{tensor.name}' for model "
             f"'{message.model_name}'. Expected {expected}, got {len(raw)}",
         )
-    return _shaped(message, tensor.name, np.frombuffer(raw, dtype), shape)
+    try:
+        # a view; read-only, as `bytes` are
+        return np.ndarray(shape, dtype, raw)
+    except ValueError:  # no elements, and dims that no array can have
+        raise _impossible(message, tensor.name, shape) from None
 
 
 def _from_raw_bytes(
@@ -154,27 +224,10 @@ def _from_raw_bytes(
     shape: tuple[int, ...],
     raw: bytes,
 ) -> Array:
-    elements: list[bytes] = []
-    at = 0
-    expected = math.prod(shape)
-    # no further than the first element too many: a message holds millions of empty ones
-    while at < len(raw) and len(elements) <= expected:
-        if at + _LENGTH.size > len(raw):
-            raise _invalid(
-                message,
-                f"incomplete string length indicator for inference input '{tensor.name}', "
-                f"expecting {_LENGTH.size} bytes but only {len(raw) - at} bytes available",
-            )
-        (length,) = _LENGTH.unpack_from(raw, at)
-        at += _LENGTH.size
-        if at + length > len(raw):
-            raise _invalid(
-                message,
-                f"incomplete string data for inference input '{tensor.name}', expecting string "
-                f"of length {length} but only {len(raw) - at} bytes available",
-            )
-        elements.append(raw[at : at + length])
-        at += length
+    try:
+        elements = wire.unpack_strings(raw, math.prod(shape))
+    except wire.Truncated as error:
+        raise _invalid(message, error.text(f"inference input '{tensor.name}'")) from None
     return _strings(message, tensor, shape, elements)
 
 

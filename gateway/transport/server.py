@@ -33,7 +33,7 @@ INFERENCE_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceServic
 LAME_DUCK_S = 0.25  # how long new calls are still refused properly after the last answer
 MAX_STATUS_TEXT = 2000
 
-Rpc = Callable[[Any, Context], Awaitable[Message]]
+Rpc = Callable[[Any, Context], Awaitable[Message | bytes]]
 
 
 class GrpcServer:
@@ -144,7 +144,8 @@ def _unary(
                     raise InvalidRequest(
                         f"{method.name}: the message is no {method.input_type.full_name}"
                     ) from None
-                return (await rpc(message, context)).SerializeToString()
+                answer = await rpc(message, context)
+                return answer if isinstance(answer, bytes) else answer.SerializeToString()
         except TidegateError as error:
             code, text = STATUS[type(error)], str(error)
         except Exception as error:

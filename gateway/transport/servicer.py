@@ -58,10 +58,8 @@ class Servicer:
         self._request_timeout_s = request_timeout_s
         self._loop = asyncio.get_running_loop()
 
-    async def ModelInfer(
-        self, message: pb.ModelInferRequest, context: Context
-    ) -> pb.ModelInferResponse:
-        """Run one inference."""
+    async def ModelInfer(self, message: pb.ModelInferRequest, context: Context) -> bytes:
+        """Run one inference; return the serialized ModelInferResponse."""
         # None without a deadline, whatever the stubs of grpcio say
         remaining: float | None = context.time_remaining()
         if remaining is None:

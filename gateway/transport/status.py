@@ -19,5 +19,9 @@ STATUS: dict[type[errors.TidegateError], StatusCode] = {
     errors.QueueTimeout: StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     errors.InferenceFailed: StatusCode.INTERNAL,
+    errors.RequestRefused: StatusCode.INVALID_ARGUMENT,
+    errors.EngineUnavailable: StatusCode.UNAVAILABLE,
+    errors.ModelLost: StatusCode.UNAVAILABLE,
+    errors.EngineStalled: StatusCode.INTERNAL,
     errors.ShuttingDown: StatusCode.UNAVAILABLE,
 }

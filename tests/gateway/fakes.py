@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -152,12 +153,17 @@ class House:
     """The gateway from its door to its engine, on the loop of the test."""
 
     def __init__(
-        self, engine: FakeEngine, idle_timeout_s: float, max_inflight: int, per_model: int
+        self,
+        engine: FakeEngine,
+        idle_timeout_s: float,
+        max_inflight: int,
+        per_model: int,
+        engine_timeout_s: float,
     ) -> None:
         self.engine = engine
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
-        self.reconciler = Reconciler(self.registry, engine, idle_timeout_s)
+        self.reconciler = Reconciler(self.registry, engine, idle_timeout_s, engine_timeout_s)
         self.admission = Admission(Router(self.registry), max_inflight, per_model)
 
     def publish(self, *specs: ModelSpec) -> None:
@@ -215,9 +221,10 @@ async def house(
     idle_timeout_s: float = 300.0,
     max_inflight: int = 1000,
     per_model: int = 1000,
+    engine_timeout_s: float = math.inf,
 ) -> AsyncIterator[House]:
     """A gateway that serves `specs`; at the end its books must balance and no task be left."""
-    built = House(engine or FakeEngine(), idle_timeout_s, max_inflight, per_model)
+    built = House(engine or FakeEngine(), idle_timeout_s, max_inflight, per_model, engine_timeout_s)
     for one in specs or (spec(),):
         built.publish(one)
     running = asyncio.create_task(built.reconciler.run())

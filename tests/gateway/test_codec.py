@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway import signature
+from gateway import signature, wire
 from gateway.core import DTYPES, InferRequest, InferResponse, Tensor, TensorSpec
 from gateway.errors import InvalidRequest, NotSupported
-from gateway.transport.codec import decode, encode, to_raw
+from gateway.transport.codec import decode, encode
 from tests.gateway.fakes import spec
 
 
@@ -46,7 +46,7 @@ def test_every_raw_datatype_survives_both_ways(datatype: str) -> None:
     (tensor,) = decode(message(array.tobytes(), (2, 3), datatype), 0.0).inputs
     assert tensor.data.dtype == DTYPES[datatype]
     np.testing.assert_array_equal(tensor.data, array)
-    answer = encode(InferResponse("m", 3, "7", [tensor]))
+    answer = pb.ModelInferResponse.FromString(encode(InferResponse("m", 3, "7", [tensor])))
     assert answer.raw_output_contents == [array.tobytes()]
     assert (answer.model_version, answer.id) == ("3", "7")
     assert list(answer.outputs[0].shape) == [2, 3]
@@ -80,7 +80,7 @@ def test_every_typed_datatype_is_read(datatype: str, field: str, values: list[An
 def test_any_bytes_survive_both_ways(elements: list[bytes]) -> None:
     array = np.empty(len(elements), np.object_)
     array[:] = elements
-    raw = to_raw(Tensor("x", "BYTES", array))
+    raw = wire.pack_strings(array)
     (tensor,) = decode(message(raw, (len(elements),), "BYTES"), 0.0).inputs
     assert tensor.data.tolist() == elements
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from gateway.core import ModelKey, ModelRow, ModelSpec, ModelState
 from gateway.errors import DeadlineExceeded, LoadFailed, ModelNotFound, ModelUnavailable
-from gateway.lifecycle import control
 from gateway.lifecycle.control import RepositoryControl
 from gateway.lifecycle.policy import Decision, Load, Unload, decide, retry_after_s
 from gateway.repository.reader import ModelListing
@@ -203,25 +200,27 @@ def test_model_is_not_unloaded_under_a_batch_whose_callers_have_left(by_name: bo
 
 
 class _Repository:
-    """Folders that the control reads: scripted, since time is."""
+    """One model's folder as the control reads it: scripted, since time is."""
 
-    def __init__(self, h: House, monkeypatch: pytest.MonkeyPatch, *specs: ModelSpec) -> None:
+    def __init__(self, h: House, *specs: ModelSpec) -> None:
         self.listing = ModelListing("m", specs)
-        self.control = RepositoryControl(Path("nowhere"), h.registry)
-        monkeypatch.setattr(control, "has_model", lambda _root, _name: True)
-        monkeypatch.setattr(control, "read_model", lambda _root, _name: self.listing)
-        monkeypatch.setattr(asyncio, "to_thread", _at_once)
+        self.control = RepositoryControl(self, h.registry)
+
+    async def names(self) -> list[str]:
+        return [self.listing.name]
+
+    async def has(self, name: str) -> bool:
+        return name == self.listing.name
+
+    async def read(self, name: str) -> ModelListing:
+        return self.listing
 
 
-async def _at_once(function: Callable[..., object], *arguments: object) -> object:
-    return function(*arguments)
-
-
-def test_unload_by_name_ends_a_load_under_way_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unload_by_name_ends_a_load_under_way_and_stays() -> None:
     async def story() -> None:
         engine = FakeEngine(loads=[Ok(5.0)])
         async with house(engine=engine) as h:
-            repository = _Repository(h, monkeypatch, spec())
+            repository = _Repository(h, spec())
             loading = asyncio.create_task(repository.control.load("m"))
             await asyncio.sleep(1)
             await repository.control.unload("m")
@@ -232,13 +231,11 @@ def test_unload_by_name_ends_a_load_under_way_and_stays(monkeypatch: pytest.Monk
     simulate(story())
 
 
-def test_load_after_the_file_was_mended_is_not_blamed_for_the_old_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_load_after_the_file_was_mended_is_not_blamed_for_the_old_one() -> None:
     async def story() -> None:
         engine = FakeEngine(loads=[Fail("broken", 5.0), Ok()])
         async with house(engine=engine) as h:
-            repository = _Repository(h, monkeypatch, spec(max_batch_size=4))
+            repository = _Repository(h, spec(max_batch_size=4))
             asked = asyncio.create_task(h.ask(1))
             await asyncio.sleep(1)  # the broken file is being loaded
             await repository.control.load("m")
@@ -249,13 +246,11 @@ def test_load_after_the_file_was_mended_is_not_blamed_for_the_old_one(
     simulate(story())
 
 
-def test_load_of_versions_that_leave_meanwhile_does_not_hang(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_load_of_versions_that_leave_meanwhile_does_not_hang() -> None:
     async def story() -> None:
         engine = FakeEngine(loads=[Ok(5.0)])
         async with house(engine=engine) as h:
-            repository = _Repository(h, monkeypatch, spec(), spec(version=2))
+            repository = _Repository(h, spec(), spec(version=2))
             both = asyncio.create_task(repository.control.load("m"))
             await asyncio.sleep(1)
             repository.listing = ModelListing("m", (spec(),))
@@ -266,13 +261,11 @@ def test_load_of_versions_that_leave_meanwhile_does_not_hang(
     simulate(story())
 
 
-def test_faulty_files_do_not_disturb_what_is_loaded_or_being_loaded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_faulty_files_do_not_disturb_what_is_loaded_or_being_loaded() -> None:
     async def story() -> None:
         engine = FakeEngine(loads=[Ok(5.0)])
         async with house(engine=engine) as h:
-            repository = _Repository(h, monkeypatch)
+            repository = _Repository(h)
             asked = asyncio.create_task(h.ask(1))
             repository.listing = ModelListing("m", (), "config.pbtxt is nonsense")
             for _ in range(2):

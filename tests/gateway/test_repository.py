@@ -123,6 +123,38 @@ def test_wrong_batching_is_refused_in_tritons_words(
     assert reason in error(tmp_path)
 
 
+OWN = """max_batch_size: 8
+input { name: "x" data_type: TYPE_FP32 dims: 3 }
+output { name: "y" data_type: TYPE_FP32 dims: 3 }
+dynamic_batching { }
+parameters { key: "tidegate.%s" value { string_value: "%s" } }
+"""
+
+
+def test_own_parameters_are_read(tmp_path: Path) -> None:
+    put(tmp_path, "m", identity(), OWN % ("pad", "64, 16,32"))
+    put(tmp_path, "n", identity(), OWN % ("slo_ms", "12.5"))
+    (padded,), (hurried,) = (read_model(tmp_path, name).versions for name in "mn")
+    assert (padded.batching.pad_to, padded.batching.slo_s) == ((16, 32, 64), 0.0)
+    assert (hurried.batching.pad_to, hurried.batching.slo_s) == ((), 0.0125)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("pad", "16;32", "parameter 'tidegate.pad' is a list of sizes like \"16,32\", not '16;32'"),
+        ("pad", "0", "is a list of sizes"),
+        ("slo_ms", "soon", "parameter 'tidegate.slo_ms' is a number of milliseconds, not 'soon'"),
+        ("slo_ms", "-1", "is a number of milliseconds"),
+        ("slo_ms", "inf", "is a number of milliseconds"),
+        ("slo", "1", "unknown parameter 'tidegate.slo': there are tidegate.pad, tidegate.slo_ms"),
+    ],
+)
+def test_wrong_own_parameter_is_refused(tmp_path: Path, name: str, value: str, reason: str) -> None:
+    put(tmp_path, "m", identity(), OWN % (name, value))
+    assert reason in error(tmp_path)
+
+
 def test_unknown_field_is_named_with_its_line(tmp_path: Path) -> None:
     put(tmp_path, "m", identity(), "max_batch_size: 4\n\nmax_bach_size: 4\n")
     assert error(tmp_path) == (

@@ -1,0 +1,308 @@
+"""A Triton server as an engine, over gRPC. What it says of its models and errors comes through."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from gateway import wire
+from gateway.core import ModelKey, ModelSpec, Tensor, request_label
+from gateway.engine.base import Loaded
+from gateway.errors import (
+    EngineUnavailable,
+    InferenceFailed,
+    ModelLost,
+    NotSupported,
+    QueueFull,
+    QueueTimeout,
+    RepositoryError,
+    RequestRefused,
+    TidegateError,
+)
+from gateway.repository import config_pbtxt
+from gateway.repository.model_spec import model_spec
+from gateway.repository.reader import ModelListing
+
+log = logging.getLogger(__name__)
+
+CONTROL_TIMEOUT_S = 10.0  # questions and unloads; a load takes as long as it takes
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # gRPC's own values are 20 s for a try to connect and up to 2 minutes between two: a server
+    # that is down is to be known as such now, one that is back is to be used within a second.
+    ("grpc.min_reconnect_backoff_ms", 2000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
+_RAW_CONTENTS_TAG = b"\x3a"  # ModelInferRequest.raw_input_contents: field 7, length-delimited
+_UNLABELLED = request_label("")
+_NOT_EXPLICIT = "explicit model load / unload is not allowed"
+_UNKNOWN_MODEL = "Request for unknown model"
+
+
+@dataclass(slots=True)
+class _Held:
+    """What the gateway holds of one model. Triton loads and unloads all its versions at once.
+
+    A version of `released` has been given back while others were held: Triton has it still, but
+    perhaps not as its files are now.
+    """
+
+    versions: set[int] = field(default_factory=set)
+    released: set[int] = field(default_factory=set)
+    # keeps a model's loads and unloads from crossing each other
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class TritonEngine:
+    """Runs models in the Triton server at `address` (host:port).
+
+    Triton loads and unloads models by name, the gateway by version: the first version held loads
+    the model, the last one to go unloads it. A server that does not let its models be controlled
+    serves those that it has ready.
+
+    It is a catalogue, too: of what the server finds in its own repository.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # bytes out: the messages are put together here, without protobuf's copy of the contents
+        self._infer: Any = self._channel.unary_unary(
+            _INFER, response_deserializer=pb.ModelInferResponse.FromString
+        )
+        self._models: defaultdict[str, _Held] = defaultdict(_Held)
+
+    async def load(self, spec: ModelSpec) -> Loaded:
+        """Have Triton load the model; return the version as Triton's configuration describes it."""
+        key = spec.key
+        held = self._models[key.name]
+        async with held.lock:
+            # first, so that the `unload` that follows a cancelled load finds it
+            held.versions.add(key.version)
+            try:
+                await self._make_ready(key, held)
+                loaded = await self._describe(key, spec)
+            except TidegateError:
+                await self._release(key, held)
+                raise
+        return Loaded(loaded, loaded.file_bytes)
+
+    async def unload(self, key: ModelKey) -> None:
+        """Give a version back; with the last one Triton unloads the model."""
+        held = self._models[key.name]
+        async with held.lock:
+            if key.version in held.versions:
+                await self._release(key, held)
+
+    async def infer(
+        self, key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]
+    ) -> list[Tensor]:
+        """Send one batch as one request. Cancelling the caller cancels the request.
+
+        Raises `ModelLost` where Triton has not the model any more, `EngineUnavailable` where it
+        cannot be reached, `RequestRefused` where it finds fault with the request.
+        """
+        try:
+            response = await self._infer(_message(key, inputs, outputs))
+        except grpc.aio.AioRpcError as error:
+            raise self._inference_error(error) from None
+        try:
+            by_name = {
+                output.name: Tensor(
+                    output.name,
+                    output.datatype,
+                    wire.array(output.datatype, tuple(output.shape), raw),
+                )
+                for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+            }
+            # Triton answers in its configuration's order
+            return [by_name[name] for name in outputs]
+        except (ValueError, KeyError) as error:
+            raise InferenceFailed(
+                f"Triton's answer for '{key.name}' makes no sense: {error}"
+            ) from error
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def names(self) -> list[str]:
+        """Return the names of all models in Triton's repository."""
+        return sorted({model.name for model in await self._index()})
+
+    async def ready_names(self) -> list[str]:
+        """Return the names of the models that Triton has ready now."""
+        return sorted({model.name for model in await self._index() if model.state == "READY"})
+
+    async def has(self, name: str) -> bool:
+        """Return whether Triton's repository has a model of this name."""
+        return name in await self.names()
+
+    async def read(self, name: str) -> ModelListing:
+        """Return a model as Triton describes it; what keeps it from loading becomes `error`.
+
+        Triton describes only what it has loaded: a model that is not ready is loaded for this, and
+        unloaded again. One that the gateway holds is loaded anew where its files have changed.
+        """
+        held = self._models[name]
+        async with held.lock:
+            found = await self._ready_versions(name)
+            try:
+                if held.versions or not found:
+                    log.info("loading %s in Triton, to have it described", name)
+                    await self._load(name)
+                specs = [
+                    await self._describe(ModelKey(name, version))
+                    for version in await self._ready_versions(name)
+                ]
+            except RepositoryError as error:
+                return ModelListing(name, (), str(error))
+            finally:
+                if not held.versions and not found:
+                    await self._unload(name)
+        return ModelListing(name, tuple(specs))
+
+    async def _make_ready(self, key: ModelKey, held: _Held) -> None:
+        ready = await self._ready_versions(key.name)
+        if key.version in ready and key.version not in held.released:
+            return
+        held.released.clear()
+        try:
+            await self._load(key.name)
+        except RepositoryError:
+            # Triton says so, too, where another version is at fault
+            if key.version not in await self._ready_versions(key.name):
+                raise
+
+    async def _release(self, key: ModelKey, held: _Held) -> None:
+        held.versions.discard(key.version)
+        held.released.add(key.version)
+        if not held.versions:
+            held.released.clear()
+            await self._unload(key.name)
+
+    async def _load(self, name: str) -> None:
+        """Load a model by name. Of one that is loaded, Triton loads anew what has changed."""
+        request = pb.RepositoryModelLoadRequest(model_name=name)
+        try:
+            await self._ask(self._stub.RepositoryModelLoad, request, timeout_s=None)
+        except _NotControlled:
+            if not await self._ready_versions(name):
+                raise RepositoryError(
+                    f"Triton at {self._address} has not '{name}' ready and loads no models on "
+                    "request: start it with --model-control-mode=explicit"
+                ) from None
+
+    async def _unload(self, name: str) -> None:
+        """Unload a model by name. A server that is gone has forgotten it by itself."""
+        request = pb.RepositoryModelUnloadRequest(model_name=name)
+        try:
+            await self._ask(self._stub.RepositoryModelUnload, request)
+        except _NotControlled:
+            pass
+        except TidegateError as error:
+            log.warning("cannot unload %s: %s", name, error)
+
+    async def _describe(self, key: ModelKey, spec: ModelSpec | None = None) -> ModelSpec:
+        """Return a ready version by Triton's own completed configuration; its files as in `spec`.
+
+        Raises `RepositoryError` where the version is not ready, or of a kind not served yet.
+        """
+        request = pb.ModelConfigRequest(name=key.name, version=str(key.version))
+        config = (await self._ask(self._stub.ModelConfig, request)).config
+        config_pbtxt.check_served(config)
+        if spec is None:
+            return model_spec(config, key.version, Path(key.name, str(key.version)))
+        return model_spec(config, key.version, spec.path, spec.file_bytes, spec.modified_ns)
+
+    async def _index(self) -> Sequence[pb.RepositoryIndexResponse.ModelIndex]:
+        index = await self._ask(self._stub.RepositoryIndex, pb.RepositoryIndexRequest())
+        return list(index.models)
+
+    async def _ready_versions(self, name: str) -> list[int]:
+        index = await self._index()
+        return sorted(int(m.version) for m in index if m.name == name and m.state == "READY")
+
+    async def _ask(
+        self, method: Any, request: Message, timeout_s: float | None = CONTROL_TIMEOUT_S
+    ) -> Any:
+        """Call one of Triton's RPCs about models. Raises `RepositoryError` with Triton's text."""
+        try:
+            return await method(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            text = error.details() or ""
+            if text.startswith(_NOT_EXPLICIT):
+                raise _NotControlled(text) from None
+            if self._is_down(error):
+                raise self._down(text) from None
+            raise RepositoryError(text.strip()) from None
+
+    def _inference_error(self, error: grpc.aio.AioRpcError) -> TidegateError:
+        text = (error.details() or "").removeprefix(_UNLABELLED)
+        if text.startswith(_UNKNOWN_MODEL):
+            return ModelLost(text)
+        if text == "Exceeds maximum queue size":
+            return QueueFull(text)
+        if text == "Request timeout expired":
+            return QueueTimeout(text)
+        if self._is_down(error):
+            return self._down(text)
+        match error.code():
+            case grpc.StatusCode.INVALID_ARGUMENT:
+                return RequestRefused(text)
+            case grpc.StatusCode.UNIMPLEMENTED:
+                return NotSupported(text)
+        return InferenceFailed(text)
+
+    def _is_down(self, error: grpc.aio.AioRpcError) -> bool:
+        return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    def _down(self, text: str) -> EngineUnavailable:
+        return EngineUnavailable(f"the Triton server at {self._address} does not answer: {text}")
+
+
+class _NotControlled(RepositoryError):
+    """The server was not started with --model-control-mode=explicit."""
+
+
+def _message(key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]) -> bytes:
+    """Return a ModelInferRequest, serialized. The arrays are copied once, into it.
+
+    protobuf would copy them three times: out of the array, into the message, into the bytes. Its
+    fields may come in any order and in pieces, so the contents can be put behind the rest.
+    """
+    head = pb.ModelInferRequest(model_name=key.name, model_version=str(key.version))
+    for tensor in inputs:
+        head.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.data.shape)
+    for name in outputs:
+        head.outputs.add(name=name)
+    parts: list[bytes | memoryview] = [head.SerializeToString()]
+    for tensor in inputs:
+        contents = wire.contents(tensor)
+        parts += (_RAW_CONTENTS_TAG, _varint(len(contents)), contents)
+    return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    """Return a number as protobuf writes lengths: 7 bits a byte, the lowest first."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

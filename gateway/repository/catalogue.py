@@ -1,0 +1,28 @@
+"""The models of a repository folder, read off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from gateway.repository.reader import ModelListing, has_model, model_names, read_model
+
+
+class FolderCatalogue:
+    """A Triton model repository on disk. `embedded` says that this process runs its models."""
+
+    def __init__(self, root: Path, embedded: bool) -> None:
+        self._root = root
+        self._embedded = embedded
+
+    async def names(self) -> list[str]:
+        """Return the models' names. Raises `StartError` where the repository is no folder."""
+        return await asyncio.to_thread(model_names, self._root)
+
+    async def has(self, name: str) -> bool:
+        """Return whether there is a model folder of this name."""
+        return await asyncio.to_thread(has_model, self._root, name)
+
+    async def read(self, name: str) -> ModelListing:
+        """Return one model as it is on disk now."""
+        return await asyncio.to_thread(read_model, self._root, name, self._embedded)

@@ -1,0 +1,37 @@
+"""A completed configuration -> what the gateway needs to know of one model version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gateway.core import ModelKey, ModelSpec
+from gateway.repository import config_pbtxt
+
+
+def model_spec(
+    config: config_pbtxt.ModelConfig,
+    version: int,
+    path: Path,
+    file_bytes: int = 0,
+    modified_ns: int = 0,
+) -> ModelSpec:
+    """Return one version of a model whose configuration is complete and checked."""
+    return ModelSpec(
+        key=ModelKey(config.name, version),
+        path=path,
+        model_file=model_file(config),
+        platform=config.platform or config.backend,
+        max_batch_size=config.max_batch_size,
+        inputs=config_pbtxt.tensor_specs(config.input),
+        outputs=config_pbtxt.tensor_specs(config.output),
+        batching=config_pbtxt.batch_policy(config),
+        instances=config_pbtxt.instances(config),
+        file_bytes=file_bytes,
+        modified_ns=modified_ns,
+        config=config.SerializeToString(deterministic=True),
+    )
+
+
+def model_file(config: config_pbtxt.ModelConfig) -> str:
+    """Return the name of the model's file in a version folder."""
+    return config.default_model_filename or config_pbtxt.DEFAULT_MODEL_FILE

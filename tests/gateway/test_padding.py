@@ -1,0 +1,78 @@
+"""`tidegate.pad`: different lengths share a batch, and every client gets its own length back."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gateway.batching import tensors
+from gateway.core import BatchPolicy, InferRequest, InferResponse, Tensor, TensorSpec
+from tests.gateway.fakes import FakeEngine, Ok, house, spec
+from tests.simulated_loop import simulate
+
+MODEL = replace(
+    spec(dims=(-1,), batching=BatchPolicy(8, True, (8,), pad_to=(4, 8))),
+    outputs=(TensorSpec("y", "FP32", (-1,)), TensorSpec("z", "FP32", (2,))),
+)
+
+
+def request(*arrays: np.ndarray) -> InferRequest:
+    kinds = {"f": "FP32", "O": "BYTES"}
+    inputs = [
+        Tensor("xw"[index], kinds[array.dtype.kind], array) for index, array in enumerate(arrays)
+    ]
+    return InferRequest("m", "", "", inputs, [], 0.0)
+
+
+def test_different_lengths_share_a_batch_and_get_their_own_back() -> None:
+    async def story() -> None:
+        engine = FakeEngine(runs=[Ok(), Ok(1.0)])
+        async with (
+            house(
+                spec(dims=(-1,), batching=BatchPolicy(8, True, (8,), pad_to=(4, 8))), engine=engine
+            ) as h,
+            asyncio.TaskGroup() as clients,
+        ):
+            await h.ask(0, width=4)
+            clients.create_task(h.ask(1, width=4))
+            await asyncio.sleep(0.5)
+            for width in (1, 3, 4, 6, 9):
+                clients.create_task(h.ask(width, width=width))  # `ask` checks values and widths
+        assert [batch.shape for batch in engine.batches] == [(1, 4), (1, 4), (3, 4), (1, 8), (1, 9)]
+
+    simulate(story())
+
+
+def test_padding_is_zeros_behind_the_requests_own_elements() -> None:
+    padded = request(np.ones((2, 3), np.float32))
+    assert tensors.pad(padded, MODEL) == 3
+    np.testing.assert_array_equal(padded.inputs[0].data, [[1, 1, 1, 0]] * 2)
+
+
+@pytest.mark.parametrize("length", [4, 8, 9])
+def test_declared_and_larger_sizes_are_left_alone(length: int) -> None:
+    left = request(np.ones((1, length), np.float32))
+    before = left.inputs[0].data
+    assert tensors.pad(left, MODEL) == -1
+    assert left.inputs[0].data is before
+
+
+def test_inputs_of_several_lengths_are_left_alone() -> None:
+    model = replace(MODEL, inputs=(*MODEL.inputs, TensorSpec("w", "BYTES", (-1,))))
+    texts = np.array([[b"a", b"b"]], np.object_)
+    assert tensors.pad(request(np.ones((1, 3), np.float32), texts), model) == -1
+    same = request(np.ones((1, 2), np.float32), texts)
+    assert tensors.pad(same, model) == 2
+    assert same.inputs[1].data.tolist() == [[b"a", b"b", b"", b""]]
+
+
+def test_only_dims_that_were_padded_are_cropped() -> None:
+    outputs = [
+        Tensor("y", "FP32", np.ones((1, 4), np.float32)),
+        Tensor("z", "FP32", np.ones((1, 2), np.float32)),
+    ]
+    answer = tensors.cropped(InferResponse("m", 1, "", outputs), 3, MODEL)
+    assert [tensor.data.shape for tensor in answer.outputs] == [(1, 3), (1, 2)]
