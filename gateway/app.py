@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import uvloop
-
 from gateway.admission import Admission
 from gateway.config import Settings
 from gateway.engine.base import Engine
@@ -27,6 +25,7 @@ from gateway.metrics import Metrics
 from gateway.registry import Registry
 from gateway.repository.catalogue import FolderCatalogue
 from gateway.router import Router
+from gateway.transport.event_loop import EventLoop
 from gateway.transport.http import HttpServer, listen, make_app
 from gateway.transport.server import GrpcServer
 from gateway.transport.servicer import Servicer
@@ -39,7 +38,7 @@ GC_THRESHOLD = 20_000  # allocations between two collections; Python's default i
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises `StartError`."""
     _log_to_stderr(settings)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
         runner.run(serve(settings))
 
 

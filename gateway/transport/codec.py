@@ -27,9 +27,21 @@ _TYPED_FIELD = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-_FIELD_NAMES = tuple(dict.fromkeys(_TYPED_FIELD.values()))
+# what Triton calls the contents of each field
+_FIELD_HOLDS = {
+    "bool_contents": "BOOL",
+    "int_contents": "INT32",
+    "int64_contents": "INT64",
+    "uint_contents": "UINT32",
+    "uint64_contents": "UINT64",
+    "fp32_contents": "FP32",
+    "fp64_contents": "FP64",
+    "bytes_contents": "BYTES",
+}
 MAX_DIMS = 64  # NumPy's own limit
 _UNSUPPORTED_OUTPUT = ("classification", "shared_memory_region")
+_RESERVED = "triton_"
+_ALLOWED = "triton_enable_empty_final_response"
 
 
 def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
@@ -67,6 +79,7 @@ def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
         deadline,
     )
     if message.parameters:
+        _check_reserved(message)
         request.priority = _priority(message)
         request.timeout_us = _timeout_us(message)
     return request
@@ -151,12 +164,7 @@ def _refuse_count(message: pb.ModelInferRequest) -> NoReturn:
     for tensor in message.inputs:
         _check_raw(message, tensor)
     if len(raw) < len(message.inputs):
-        missing = message.inputs[len(raw)].name
-        raise _invalid(
-            message,
-            f"unable to find data for input tensor '{missing}' for model "
-            f"'{message.model_name}' in request.",
-        )
+        raise _no_data(message, message.inputs[len(raw)].name)
     raise _invalid(
         message,
         f"expected {len(message.inputs)} raw input contents but got {len(raw)} for model "
@@ -175,11 +183,17 @@ def _check_raw(
     if tensor.parameters:
         _check_region(tensor)
     if tensor.HasField("contents"):
-        raise _invalid(
-            message,
+        raise InvalidRequest(
             "contents field must not be specified when using raw_input_contents for "
-            f"'{tensor.name}' for model '{message.model_name}'",
+            f"'{tensor.name}' for model '{message.model_name}'"
         )
+
+
+def _no_data(message: pb.ModelInferRequest, name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"unable to find data for input tensor '{name}' for model '{message.model_name}' in "
+        "request."
+    )
 
 
 def _shaped(
@@ -227,8 +241,22 @@ def _from_raw_bytes(
     try:
         elements = wire.unpack_strings(raw, math.prod(shape))
     except wire.Truncated as error:
-        raise _invalid(message, error.text(f"inference input '{tensor.name}'")) from None
+        raise _truncated(message, tensor.name, error) from None
     return _strings(message, tensor, shape, elements)
+
+
+def _truncated(message: pb.ModelInferRequest, name: str, error: wire.Truncated) -> InvalidRequest:
+    if error.part == "content":
+        return InvalidRequest(
+            f"incomplete string data for inference input '{name}', expecting string of length "
+            f"{error.expected} but only {error.available} bytes available"
+        )
+    return _invalid(
+        message,
+        f"incomplete string length indicator for inference input '{name}' for model "
+        f"'{message.model_name}', expecting {error.expected} bytes but only {error.available} "
+        "bytes available. Please make sure the string length indicator is in one buffer.",
+    )
 
 
 def _strings(
@@ -238,11 +266,16 @@ def _strings(
     elements: list[bytes],
 ) -> Array:
     expected = math.prod(shape)
-    if len(elements) != expected:
+    count, of = len(elements), f"for inference input '{tensor.name}' for model"
+    if count > expected:
         raise _invalid(
             message,
-            f"unexpected number of string elements {len(elements)} for inference input "
-            f"'{tensor.name}', expecting {expected}",
+            f"unexpected number of string elements {count} {of} '{message.model_name}', "
+            f"expecting {expected}",
+        )
+    if count < expected:
+        raise _invalid(
+            message, f"expected {expected} string elements {of} '{message.model_name}', got {count}"
         )
     array = np.empty(expected, np.object_)
     array[:] = elements
@@ -256,11 +289,9 @@ def _from_typed(
 ) -> Array:
     field = _TYPED_FIELD.get(tensor.datatype)
     contents = tensor.contents
-    for name in _FIELD_NAMES:
+    for name, holds in _FIELD_HOLDS.items():
         if name != field and len(getattr(contents, name)):
-            holds = next(datatype for datatype, f in _TYPED_FIELD.items() if f == name)
-            raise _invalid(
-                message,
+            raise InvalidRequest(
                 f"unexpected explicit tensor data for input tensor '{tensor.name}' for model "
                 f"'{message.model_name}' of type '{holds}', expected datatype "
                 f"'{tensor.datatype}'",
@@ -274,11 +305,7 @@ def _from_typed(
     values: Any = getattr(contents, field)
     expected = math.prod(shape)
     if not len(values) and expected:
-        raise _invalid(
-            message,
-            f"unable to find data for input tensor '{tensor.name}' for model "
-            f"'{message.model_name}' in request.",
-        )
+        raise _no_data(message, tensor.name)
     if tensor.datatype == "BYTES":
         return _strings(message, tensor, shape, list(values))
     if len(values) != expected:
@@ -308,28 +335,37 @@ def _dtype(
     return dtype
 
 
+def _check_reserved(message: pb.ModelInferRequest) -> None:
+    for name in message.parameters:
+        if name.startswith(_RESERVED) and name != _ALLOWED:
+            raise InvalidRequest(
+                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the "
+                f"following keys starting with 'triton_' are allowed: {_ALLOWED}"
+            )
+
+
 def _priority(message: pb.ModelInferRequest) -> int:
     if "priority" not in message.parameters:
         return 0
     parameter = message.parameters["priority"]
-    match parameter.WhichOneof("parameter_choice"):
-        case "uint64_param":
-            return int(parameter.uint64_param)
-        case "int64_param" if parameter.int64_param >= 0:
-            return int(parameter.int64_param)
-    raise _invalid(
-        message,
-        "invalid value type for 'priority' parameter, expected int64_param or uint64_param.",
-    )
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param"):
+        raise InvalidRequest(
+            "invalid value type for 'priority' parameter, expected int64_param or uint64_param."
+        )
+    priority = int(getattr(parameter, kind))
+    if priority < 0:
+        raise InvalidRequest("invalid value for 'priority', expected value >= 0.")
+    return priority
 
 
 def _timeout_us(message: pb.ModelInferRequest) -> int:
     if "timeout" not in message.parameters:
         return 0
     parameter = message.parameters["timeout"]
-    if parameter.WhichOneof("parameter_choice") != "int64_param" or parameter.int64_param < 0:
-        raise _invalid(message, "invalid value type for 'timeout' parameter, expected int64_param.")
-    return int(parameter.int64_param)
+    if parameter.WhichOneof("parameter_choice") != "int64_param":
+        raise InvalidRequest("invalid value type for 'timeout' parameter, expected int64_param.")
+    return max(0, int(parameter.int64_param))  # to Triton a negative one is a very long one
 
 
 def _invalid(message: pb.ModelInferRequest, text: str) -> InvalidRequest:

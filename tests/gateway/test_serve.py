@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -159,3 +161,30 @@ def test_free_port_is_taken_where_asked_for(tmp_path: Path) -> None:
         host, port = running.url.split(":")
         with socket.create_connection((host, int(port)), timeout=10):
             pass
+
+
+WATCHING = """
+import asyncio, grpc
+from gateway.transport.event_loop import EventLoop
+
+class Watched(EventLoop):
+    def add_reader(self, fd, callback, *args):
+        super().add_reader(fd, callback, *args)
+        print(type(fd).__name__)
+
+async def serve():
+    server = grpc.aio.server()
+    await server.start()
+    await server.stop(None)
+
+with asyncio.Runner(loop_factory=Watched) as runner:
+    runner.run(serve())
+"""
+
+
+def test_grpcs_wakeups_are_read_all_at_once() -> None:
+    # in a process of its own: gRPC binds its queue to the first loop that it sees
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHING], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["_WakeupSocket"]
