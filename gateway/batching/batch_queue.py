@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Generic
 
 from gateway.batching.due_times import EPSILON_S, DueTimes
@@ -21,6 +22,8 @@ from gateway.errors import QueueFull
 # of the time that it allows, at most 5 ms, is left for that.
 MARGIN = 0.1
 MAX_MARGIN_S = 0.005
+# How many largest batches ahead an objective looks: what is further will be looked at in its turn.
+WINDOW = 4
 
 Finish = Callable[[int], float]
 """When a batch of so many rows would be answered, were it sent now (absolute seconds)."""
@@ -99,7 +102,7 @@ class BatchQueue(Generic[ItemT]):
         """Return when `expire` next has something to do; or inf."""
         return self._timeouts.next()
 
-    def refuse(self, finish: Finish) -> list[ItemT]:
+    def refuse(self, now: float, finish: Finish) -> list[ItemT]:
         """Take out and return the items at the head that cannot make their deadlines any more.
 
         Looked at are those that the next batch would hold, and those that move up for them. With a
@@ -108,14 +111,11 @@ class BatchQueue(Generic[ItemT]):
         policy = self._policy
         refused: list[ItemT] = []
         missed: list[ItemT] = []
-        # its batch will be as small as it must, or is itself
-        alone = bool(policy.slo_s) or not policy.dynamic
         for bucket in self._buckets.values():
-            needed = finish(min(bucket.rows, policy.max_batch_size))
+            size = self._judged_by(bucket, now, finish)
             rows = 0
             for item in bucket:
-                if alone:
-                    needed = finish(item.rows)
+                needed = finish(size or item.rows)
                 if _latest(item, item.deadline) < needed:
                     refused.append(item)
                 elif not item.delayed and _latest(item, item.slo_at) < needed:
@@ -129,6 +129,40 @@ class BatchQueue(Generic[ItemT]):
         for item in missed:
             self._lane(item).delay(item)
         return refused
+
+    def _judged_by(self, bucket: _Bucket[ItemT], now: float, finish: Finish) -> int:
+        """Return the rows of the batch that an item has to bear; 0 where its own are enough.
+
+        With an objective that is the largest batch as soon as smaller ones, such as the head can
+        bear, would be too slow for those behind it: a few are given up rather than all (the early
+        drop of Nexus, SOSP 2019).
+        """
+        policy = self._policy
+        if not policy.dynamic:
+            return 0
+        full = min(bucket.rows, policy.max_batch_size)
+        if not policy.slo_s:
+            return full
+        window = [
+            item
+            for item in islice(bucket, WINDOW * policy.max_batch_size)
+            if not item.delayed and _latest(item, item.slo_at) >= finish(item.rows)
+        ]
+        if not window:
+            return 0
+        limit, borne = _latest(window[0], window[0].slo_at), 0
+        for item in window:
+            if borne and finish(borne + item.rows) > limit:
+                break
+            borne += item.rows
+        behind = sum(item.rows for item in window) / borne
+        drained_at = now + behind * (finish(borne) - now)
+        patience = _latest(window[-1], window[-1].slo_at)
+        if drained_at <= patience:
+            return 0
+        while full > borne and finish(full) > patience:
+            full //= 2
+        return full if full > borne else 0
 
     def cut(self, now: float, finish: Finish) -> list[ItemT]:
         """Take out and return the batch to send now; empty when it is better to wait.

@@ -210,7 +210,7 @@ class Batcher:
             queue.discard(item)
             item.settle(DeadlineExceeded("the request's deadline has passed"))
         while self._free and len(queue):
-            self._refuse(finish)
+            self._refuse(now, finish)
             batch = queue.cut(now, finish)
             if not batch:
                 break
@@ -219,12 +219,12 @@ class Batcher:
         due = queue.ready_at(now, finish) if self._free and len(queue) else queue.next_expiry()
         self._arm(min(due, self._deadlines.next()))
 
-    def _refuse(self, finish: Callable[[int], float]) -> None:
+    def _refuse(self, now: float, finish: Callable[[int], float]) -> None:
         """Turn away requests that would miss their deadlines, before they cost a slot."""
         longest = finish(self._policy.max_batch_size) + MAX_MARGIN_S
         if not self._policy.slo_s and self._deadlines.next() >= longest:
             return
-        for item in self._queue.refuse(finish):
+        for item in self._queue.refuse(now, finish):
             self._stats.refused += 1
             item.settle(
                 DeadlineExceeded(

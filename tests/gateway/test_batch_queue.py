@@ -162,23 +162,23 @@ def test_request_that_cannot_make_its_deadline_is_refused_before_it_costs_a_slot
         item("b", deadline=9.0),
         item("not looked at yet", deadline=1.0),
     )
-    assert names(waiting.refuse(takes(2.0))) == "late too close"
+    assert names(waiting.refuse(0.0, takes(2.0))) == "late too close"
     assert names(waiting.cut(0, takes(2.0))) == "a b"
     assert len(waiting) == 1
 
 
 def test_nothing_is_refused_while_the_model_is_fast_enough() -> None:
     waiting = queue(dynamic(8), *(item(name, deadline=1.0) for name in "abc"))
-    assert waiting.refuse(takes(0.9)) == []
+    assert waiting.refuse(0.0, takes(0.9)) == []
 
 
 def test_request_alone_in_its_batch_is_judged_by_its_own_rows() -> None:
     waiting = queue(
         BatchPolicy(max_batch_size=8), item("a", 2, deadline=0.5), item("b", 8, deadline=0.5)
     )
-    assert waiting.refuse(takes(0.0, each=0.1)) == []
+    assert waiting.refuse(0.0, takes(0.0, each=0.1)) == []
     assert names(cut(waiting, 0)) == "a"
-    assert names(waiting.refuse(takes(0.0, each=0.1))) == "b"
+    assert names(waiting.refuse(0.0, takes(0.0, each=0.1))) == "b"
 
 
 def slo(*preferred: int) -> BatchPolicy:
@@ -197,16 +197,27 @@ def test_with_an_objective_the_earliest_deadline_is_served_first() -> None:
 
 
 def test_with_an_objective_a_batch_grows_only_as_far_as_its_head_can_bear() -> None:
-    waiting = queue(slo(), *(item(name, slo_s=1.0) for name in "abcdef"))
+    later = (item(name, slo_s=9.0) for name in "bcdef")
+    waiting = queue(slo(), item("a", slo_s=1.0), *later)
     finish = takes(0.0, each=0.3)
-    assert waiting.refuse(finish) == []
+    assert waiting.refuse(0.0, finish) == []
     assert names(waiting.cut(0, finish)) == "a b c"  # 0.9 s; four would take 1.2 s
+
+
+def test_with_an_objective_a_few_are_given_up_where_small_batches_would_fail_the_rest() -> None:
+    # a batch takes 0.5 s whatever its size, and a little more for each row: one at a time would
+    # save the first and fail most of the others
+    others = [item(str(number), deadline=1.2, slo_s=1.2) for number in range(8)]
+    waiting = queue(slo(), item("first", deadline=0.6, slo_s=0.6), *others)
+    finish = takes(0.45, each=0.05)
+    assert names(waiting.refuse(0.0, finish)) == "first"
+    assert len(waiting.cut(0, finish)) == 8
 
 
 def test_request_that_misses_the_objective_but_not_its_deadline_goes_behind_the_others() -> None:
     waiting = queue(slo(), item("missed", slo_s=1.0), item("a", at=0.6, slo_s=1.0))
     finish = takes(0.6, now=0.6)
-    assert waiting.refuse(finish) == []
+    assert waiting.refuse(0.0, finish) == []
     assert names(waiting.cut(0.6, finish)) == "a missed"
     assert len(waiting) == 0
 
@@ -372,9 +383,9 @@ def test_with_an_objective_no_batch_makes_a_member_miss_it(
         inside.add(one)
     while inside:
         finish = takes(0.0, now, each)
-        refused = waiting.refuse(finish)
-        for one in refused:
-            assert one.deadline - 0.1 * (one.deadline - one.queued_at) < finish(one.rows) + 1e-9
+        refused = waiting.refuse(now, finish)
+        for one in refused:  # alone, or in the largest batch, for the sake of the others
+            assert one.deadline - 0.1 * (one.deadline - one.queued_at) < finish(8) + 1e-9
         batch = waiting.cut(now, finish)
         assert batch or refused, "items wait and the instance is free"
         rows = sum(one.rows for one in batch)
