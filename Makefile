@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.complete
+TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench format lock clean
+.PHONY: help setup triton demo check test bench format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,6 +20,15 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+triton: $(TRITON)/.complete  ## install NVIDIA's tritonserver in .venv-triton (350 MB; Linux x86-64)
+
+# Where it cannot be had this says why and goes on: the tests that need it are skipped then.
+$(TRITON)/.complete: requirements-triton.lock
+	@reason=$$($(PYTHON) -m gateway.engine.tritonserver); if [ -n "$$reason" ]; then echo "no tritonserver here: $$reason"; else set -x; \
+		$(PYTHON) -m venv --clear $(TRITON) && \
+		$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-triton.lock && \
+		touch $@; fi
+
 demo: setup  ## the main job: export, serve, call, load-test, sleep
 	$(BIN)/python -m examples.digits.demo
 
@@ -28,7 +38,7 @@ check: setup  ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup  ## the tests (under 3 minutes)
+test: setup triton  ## the tests (under 5 minutes)
 	$(BIN)/pytest
 
 bench: setup  ## requests/s and latency against a bare gRPC echo (needs h2load)
@@ -47,4 +57,4 @@ lock: pyproject.toml  ## choose the pinned versions anew
 	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/; 1i # Pinned versions for `make setup`. Made by `make lock`; do not edit.' requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-report
+	rm -rf $(VENV) $(TRITON) .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-report

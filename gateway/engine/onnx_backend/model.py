@@ -1,0 +1,210 @@
+"""A Python-based Triton backend named `onnxruntime`, for servers that lack NVIDIA's own in C++.
+
+tritonserver runs it in its own environment (`make triton`): nothing of the gateway is here to be
+imported. It takes the models that NVIDIA's backend of that name takes, so that one repository
+serves under both. Each model instance is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+DEFAULT_FILE = "model.onnx"
+DEFAULT_MAX_BATCH_SIZE = 4
+_FATAL = 4  # what ONNX Runtime has to say is in its exceptions
+
+_DATA_TYPES = {
+    "tensor(bool)": "TYPE_BOOL",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(uint16)": "TYPE_UINT16",
+    "tensor(uint32)": "TYPE_UINT32",
+    "tensor(uint64)": "TYPE_UINT64",
+    "tensor(int8)": "TYPE_INT8",
+    "tensor(int16)": "TYPE_INT16",
+    "tensor(int32)": "TYPE_INT32",
+    "tensor(int64)": "TYPE_INT64",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(float)": "TYPE_FP32",
+    "tensor(double)": "TYPE_FP64",
+    "tensor(string)": "TYPE_STRING",
+}
+
+
+class TritonPythonModel:
+    """One instance of one ONNX model."""
+
+    @staticmethod
+    def auto_complete_config(config: Any) -> Any:
+        """Fill in what the configuration leaves open, as NVIDIA's backend does.
+
+        Where no tensor is declared and every first dimension is dynamic, requests are batched: up
+        to 4.
+        """
+        known = config.as_dict()
+        session = _open(known)
+        nodes = [*session.get_inputs(), *session.get_outputs()]
+        undeclared = not known["input"] and not known["output"]
+        if (
+            undeclared
+            and known["max_batch_size"] == 0
+            and all(_dims(node)[:1] == [-1] for node in nodes)
+        ):
+            config.set_max_batch_size(DEFAULT_MAX_BATCH_SIZE)
+            if not any(key in known for key in ("dynamic_batching", "sequence_batching")):
+                config.set_dynamic_batching()
+        batched = config.as_dict()["max_batch_size"] > 0
+        if not known["input"]:
+            for node in session.get_inputs():
+                config.add_input(_described(node, batched))
+        if not known["output"]:
+            for node in session.get_outputs():
+                config.add_output(_described(node, batched))
+        return config
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the model, and hold its configuration against it."""
+        self._config = json.loads(args["model_config"])
+        self._session = _open(self._config)
+        self._batched = int(self._config["max_batch_size"]) > 0
+        nodes = {node.name: node for node in self._session.get_inputs()}
+        for tensor in self._config["input"]:
+            _check(tensor, nodes, "input")
+        _check_complete(self._config["input"], nodes)
+        outputs = {node.name: node for node in self._session.get_outputs()}
+        for tensor in self._config["output"]:
+            _check(tensor, outputs, "output")
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer every request; those of one shape in one run."""
+        feeds = []
+        answers: list[Any] = [None] * len(requests)
+        for index, request in enumerate(requests):
+            try:
+                feeds.append((index, self._feed(request)))
+            except UnicodeDecodeError:
+                answers[index] = _refusal("ONNX Runtime takes strings in UTF-8 only")
+        groups: dict[object, list[tuple[int, dict[str, Any]]]] = {}
+        for index, feed in feeds:
+            shapes = tuple((name, array.shape[1:]) for name, array in feed.items())
+            groups.setdefault(shapes if self._batched else index, []).append((index, feed))
+        for members in groups.values():
+            self._run(members, requests, answers)
+        return answers
+
+    def _run(
+        self, members: list[tuple[int, dict[str, Any]]], requests: list[Any], answers: list[Any]
+    ) -> None:
+        feeds = [feed for _, feed in members]
+        if len(feeds) == 1:
+            joined = feeds[0]
+        else:
+            joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+        outputs = self._config["output"]
+        try:
+            arrays = self._session.run([output["name"] for output in outputs], joined)
+        except Exception as error:  # ONNX Runtime's exceptions share no root of their own
+            for index, _ in members:
+                answers[index] = _refusal(f"ONNX Runtime: {error}")
+            return
+        start = 0
+        for index, feed in members:
+            rows = len(next(iter(feed.values()))) if self._batched else 0
+            asked = requests[index].requested_output_names()
+            tensors = []
+            for output, array in zip(outputs, arrays, strict=True):
+                if output["name"] in asked:
+                    share = array[start : start + rows] if self._batched else array
+                    tensors.append(pb_utils.Tensor(output["name"], self._outside(output, share)))
+            answers[index] = pb_utils.InferenceResponse(tensors)
+            start += rows
+
+    def _feed(self, request: Any) -> dict[str, Any]:
+        feed = {}
+        for declared in self._config["input"]:
+            tensor = pb_utils.get_input_tensor_by_name(request, declared["name"])
+            if tensor is None:  # an optional one
+                continue
+            array = tensor.as_numpy()
+            if array.dtype == np.object_:
+                texts = [element.decode() for element in array.ravel()]
+                array = np.array(texts, np.object_).reshape(array.shape)
+            if "reshape" in declared:
+                array = array.reshape(self._shape(array, declared["reshape"].get("shape", [])))
+            feed[declared["name"]] = array
+        return feed
+
+    def _outside(self, declared: dict[str, Any], array: Any) -> Any:
+        """Return an output as clients see it: reshaped, strings as bytes."""
+        if "reshape" in declared:
+            array = array.reshape(self._shape(array, declared["dims"]))
+        if array.dtype == np.object_:
+            encoded = [text.encode() for text in array.ravel()]
+            array = np.array(encoded, np.object_).reshape(array.shape)
+        return np.ascontiguousarray(array) if array.ndim else array
+
+    def _shape(self, array: Any, dims: list[str]) -> list[int]:
+        return [*array.shape[: int(self._batched)], *map(int, dims)]
+
+
+def _open(config: dict[str, Any]) -> Any:
+    name = config.get("default_model_filename") or DEFAULT_FILE
+    path = Path(pb_utils.get_model_dir(), name)
+    if path.is_dir():
+        path = path / DEFAULT_FILE
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    threads = config.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value", "")
+    if threads:
+        options.intra_op_num_threads = int(threads)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # see above
+        raise pb_utils.TritonModelException(f"cannot open '{name}': {error}") from None
+
+
+def _dims(node: Any) -> list[int]:
+    return [dim if isinstance(dim, int) else -1 for dim in node.shape or ()]
+
+
+def _described(node: Any, batched: bool) -> dict[str, Any]:
+    if node.type not in _DATA_TYPES:
+        raise pb_utils.TritonModelException(f"tensor '{node.name}' has the type {node.type}")
+    dims = _dims(node)
+    return {
+        "name": node.name,
+        "data_type": _DATA_TYPES[node.type],
+        "dims": dims[1:] if batched else dims,
+    }
+
+
+def _check(tensor: dict[str, Any], nodes: dict[str, Any], kind: str) -> None:
+    node = nodes.get(tensor["name"])
+    if node is None:
+        names = ", ".join(sorted(nodes))
+        raise pb_utils.TritonModelException(
+            f"the configuration names {kind} '{tensor['name']}', which the model has not; "
+            f"it has: {names}"
+        )
+    if _DATA_TYPES.get(node.type) != tensor["data_type"]:
+        raise pb_utils.TritonModelException(
+            f"the configuration gives {kind} '{tensor['name']}' the type {tensor['data_type']}, "
+            f"the model {node.type}"
+        )
+
+
+def _check_complete(declared: list[dict[str, Any]], nodes: dict[str, Any]) -> None:
+    missing = sorted(nodes.keys() - {tensor["name"] for tensor in declared})
+    if missing:
+        raise pb_utils.TritonModelException(
+            f"the configuration does not name the model's input '{missing[0]}', which it needs"
+        )
+
+
+def _refusal(text: str) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
