@@ -79,6 +79,8 @@ class TritonProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env={**os.environ, **self._installation.environment},
+                # Triton's stubs import `model` from the working folder before any other
+                cwd="/",
                 # a process group of its own: a terminal's Ctrl-C is for the gateway, which drains
                 # first and then ends the server
                 start_new_session=True,
