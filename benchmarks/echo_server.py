@@ -41,7 +41,9 @@ class Echo(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
 
 
 async def serve(port: int, response: service_pb2.ModelInferResponse) -> None:
-    server = grpc.aio.server()
+    server = grpc.aio.server(
+        options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Echo(response), server)
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

@@ -1,8 +1,8 @@
-"""h2load, nghttp2's HTTP/2 load generator, as a gRPC client: one unary call, over and over.
+"""h2load, nghttp2's load generator: one gRPC call, or one JSON request, over and over.
 
-It costs the client far less than any gRPC client in Python would, so that it can share a small
-machine with the server it measures. It cannot read `grpc-status`: every answered call counts as a
-200, failed or not, so a run has to be held against the server's own count.
+It costs the client far less than any client in Python would, so that it can share a small machine
+with the server it measures. It cannot read `grpc-status`: every answered call counts as a 200,
+failed or not, so a run has to be held against the server's own count. An HTTP status it sees.
 """
 
 from __future__ import annotations
@@ -46,6 +46,20 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Where the requests go, and the file with the body of each (framed, if it is gRPC)."""
+
+    url: str
+    body: Path
+    grpc: bool = True
+
+    @classmethod
+    def infer(cls, address: str, body: Path) -> Target:
+        """Return the ModelInfer of the server at an address."""
+        return cls(f"http://{address}{METHOD}", body)
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """What h2load's summary says of the requests."""
 
@@ -78,15 +92,21 @@ def framed(message: bytes) -> bytes:
     return b"\0" + struct.pack(">I", len(message)) + message
 
 
-def command(address: str, body: Path, load: Load, duration_s: float, log: Path | None) -> list[str]:
-    """Return h2load's command line for ModelInfer calls with the framed message in `body`."""
+def command(target: Target, load: Load, duration_s: float, log: Path | None) -> list[str]:
+    """Return h2load's command line for requests to a target."""
     logging = ["--log-file", str(log)] if log else []
+    if target.grpc:
+        shape = ["-c", str(load.connections), "-m", str(load.streams)]
+        headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+    else:
+        # HTTP/1.1 answers one request at a time on a connection
+        shape = ["--h1", "-c", str(load.concurrency)]
+        headers = ["-H", "content-type: application/json"]
     return [
-        *("h2load", "-t", "1", "-c", str(load.connections), "-m", str(load.streams)),
-        *("-D", f"{duration_s:g}"),
-        *("-H", "content-type: application/grpc", "-H", "te: trailers"),
-        *("-d", str(body), *logging),
-        f"http://{address}{METHOD}",
+        *("h2load", "-t", "1", *shape, "-D", f"{duration_s:g}"),
+        *headers,
+        *("-d", str(target.body), *logging),
+        target.url,
     ]
 
 
@@ -125,8 +145,8 @@ def nearest_rank(ordered: Sequence[float], fraction: float) -> float:
     return ordered[rank - 1]
 
 
-def run(address: str, body: Path, load: Load, duration_s: float) -> Figures:
-    """Return the figures of `duration_s` seconds of calls, taken from h2load's log of every call.
+def run(target: Target, load: Load, duration_s: float) -> Figures:
+    """Return the figures of `duration_s` seconds of requests, from h2load's log of every one.
 
     No warm-up is hidden in it: every call that h2load counts, the server has counted too.
     Raises `H2loadError`.
@@ -138,7 +158,7 @@ def run(address: str, body: Path, load: Load, duration_s: float) -> Figures:
         before = os.times()
         try:
             done = subprocess.run(
-                command(address, body, load, duration_s, log),
+                command(target, load, duration_s, log),
                 capture_output=True,
                 text=True,
                 timeout=duration_s + 30,

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 
 from gateway.admission import Admission
 from gateway.config import Settings
+from gateway.engine import tritonserver
 from gateway.engine.base import Engine
 from gateway.engine.embedded import EmbeddedEngine
+from gateway.engine.process import TritonProcess
 from gateway.engine.triton import TritonEngine
 from gateway.errors import EngineUnavailable
 from gateway.lifecycle.control import Catalogue, RepositoryControl
 from gateway.lifecycle.reconciler import Reconciler
+from gateway.lifecycle.supervisor import keep_running
 from gateway.metrics import Metrics
 from gateway.registry import Registry
 from gateway.repository.catalogue import FolderCatalogue
@@ -112,21 +115,53 @@ class _Backend:
 @asynccontextmanager
 async def _backend(settings: Settings) -> AsyncIterator[_Backend]:
     """Give what the settings name; it is closed at the end."""
-    folder = FolderCatalogue(settings.repository, embedded=not settings.triton)
-    if not settings.triton:
-        embedded = EmbeddedEngine(settings.intra_op_threads)
+    if settings.triton:
+        async with _triton(settings.triton) as engine:
+            if settings.repository_given:
+                catalogue: Catalogue = FolderCatalogue(settings.repository, embedded=False)
+            else:
+                catalogue = engine
+            title = f"Triton at {settings.triton}"
+            yield _Backend(title, engine, catalogue, await _ready_in(engine))
+    elif settings.spawn_triton:
+        folder = FolderCatalogue(settings.repository, embedded=False)
+        async with _own_triton(settings) as address, _triton(address) as engine:
+            yield _Backend(f"{settings.repository} with Triton", engine, folder)
+    else:
+        embedded = EmbeddedEngine(
+            settings.intra_op_threads,
+            settings.cache_dir,
+            settings.cache_max_bytes,
+            settings.gpu_memory_limit_bytes,
+        )
         try:
+            folder = FolderCatalogue(settings.repository, embedded=True)
             yield _Backend(str(settings.repository), embedded, folder)
         finally:
             await embedded.close()
-        return
-    triton = TritonEngine(settings.triton)
+
+
+@asynccontextmanager
+async def _triton(address: str) -> AsyncIterator[TritonEngine]:
+    engine = TritonEngine(address)
     try:
-        catalogue = folder if settings.repository_given else triton
-        title = f"Triton at {settings.triton}"
-        yield _Backend(title, triton, catalogue, await _ready_in(triton))
+        yield engine
     finally:
-        await triton.close()
+        await engine.close()
+
+
+@asynccontextmanager
+async def _own_triton(settings: Settings) -> AsyncIterator[str]:
+    """Run a Triton server over the repository; give its address, which outlives its restarts."""
+    process = TritonProcess(tritonserver.find(settings.triton_env), settings.repository)
+    await process.start()
+    supervisor = asyncio.create_task(keep_running(process), name="supervisor")
+    try:
+        yield process.address
+    finally:
+        supervisor.cancel()
+        await asyncio.wait([supervisor])
+        await process.stop()
 
 
 async def _ready_in(triton: TritonEngine) -> list[str]:

@@ -255,7 +255,7 @@ class ModelSpec:
     `path` is the version's folder, `config` the completed `inference.ModelConfig`, serialized: the
     transport alone reads it. `max_batch_size` 0 means that the model has no batch dimension.
     `modified_ns` is the newest change of the version's files, so that two readings of an
-    unchanged version are equal.
+    unchanged version are equal. `utf8_only`: what runs it takes no BYTES but UTF-8.
     """
 
     key: ModelKey
@@ -270,6 +270,7 @@ class ModelSpec:
     file_bytes: int
     modified_ns: int
     config: bytes
+    utf8_only: bool = False
     runtime: RuntimeOptions = RuntimeOptions()
 
 

@@ -191,7 +191,7 @@ class Registry:
         serving = [entry for entry in versions.values() if not entry.retired]
         if not serving:
             raise ModelNotFound(f"Request for unknown model: '{name}' is not found")
-        if not number:
+        if not version:
             latest = self._latest[name] = max(serving, key=lambda entry: entry.key.version)
             return latest
         if number not in versions or versions[number].retired:
@@ -266,12 +266,15 @@ class Registry:
 
 
 def _version_number(version: str) -> int:
+    digits = version.removeprefix("-")
     # the length first: Python refuses to convert thousands of digits
-    if version.isascii() and version.isdecimal() and len(version) <= 19:
-        number = int(version)
-        if 0 < number < 2**63:
-            return number
-    raise InvalidRequest(
-        f"failed to get model version from specified version string '{version}' "
-        "(not a whole number of 64 bits), version should be an integral value > 0"
-    )
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 19 and int(digits) < 2**63):
+        raise InvalidRequest(
+            f"failed to get model version from specified version string '{version}' "
+            "(details: stol), version should be an integral value > 0"
+        )
+    if int(version) < 0:
+        raise InvalidRequest(
+            f"invalid model version specified '{version}' , version should be an integral value > 0"
+        )
+    return int(version)

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from gateway.core import InferRequest, ModelSpec, Tensor, TensorSpec
 from gateway.errors import InvalidRequest
 
-_UTF8_ONLY = "onnxruntime_onnx"
+_BATCH_NOTE = (
+    "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be "
+    "prepended to each input shape. If you want to specify the full shape including the batch dim "
+    "in your input dims config, try setting max_batch_size to zero. See the model configuration "
+    "docs for more info on max_batch_size."
+)
 
 
 def check(request: InferRequest, spec: ModelSpec) -> None:
@@ -40,11 +45,13 @@ def _line_up(request: InferRequest, spec: ModelSpec) -> tuple[TensorSpec, ...]:
     name = spec.key.name
     by_name = {tensor.name: tensor for tensor in request.inputs}
     if len(by_name) != len(request.inputs):
-        raise _invalid(request, f"an input is given twice for model '{name}'")
+        names = [tensor.name for tensor in request.inputs]
+        twice = next(each for each in names if names.count(each) > 1)
+        raise _invalid(request, f"input '{twice}' already exists in request")
     known = {want.name for want in spec.inputs}
     for given in by_name:
         if given not in known:
-            raise _invalid(request, f"unexpected inference input '{given}' for model '{name}'")
+            raise InvalidRequest(f"unexpected inference input '{given}' for model '{name}'")
     needed = [want.name for want in spec.inputs if not want.optional]
     missing = [want for want in needed if want not in by_name]
     if missing:
@@ -67,7 +74,7 @@ def _check_tensor(request: InferRequest, spec: ModelSpec, want: TensorSpec, got:
             f"inference input '{got.name}' data-type is '{got.datatype}', but model '{name}' "
             f"expects '{want.datatype}'",
         )
-    if want.datatype == "BYTES" and spec.platform == _UTF8_ONLY:
+    if want.datatype == "BYTES" and spec.utf8_only:
         _check_text(request, got)
     shape = got.data.shape
     batched = spec.max_batch_size > 0
@@ -82,7 +89,7 @@ def _check_tensor(request: InferRequest, spec: ModelSpec, want: TensorSpec, got:
         raise _invalid(
             request,
             f"unexpected shape for input '{got.name}' for model '{name}'. "
-            f"Expected {_listed(expected)}, got {_listed(shape)}.",
+            f"Expected {_listed(expected)}, got {_listed(shape)}. {_BATCH_NOTE if batched else ''}",
         )
 
 
@@ -123,8 +130,8 @@ def _check_outputs(request: InferRequest, spec: ModelSpec) -> None:
     known = {output.name for output in spec.outputs}
     for output in request.outputs:
         if output not in known:
-            raise _invalid(
-                request, f"unexpected inference output '{output}' for model '{spec.key.name}'"
+            raise InvalidRequest(
+                f"unexpected inference output '{output}' for model '{spec.key.name}'"
             )
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 import struct
+from typing import Literal
 
 import numpy as np
 
 from gateway.core import DTYPES, Array, Tensor
 
+Bytes = bytes | memoryview
+
 _LENGTH = struct.Struct("<I")
 
 
-def contents(tensor: Tensor) -> bytes | memoryview:
+def contents(tensor: Tensor) -> Bytes:
     """Return a tensor's elements as the wire has them: a view of the array where it can be one.
 
     BYTES are packed, arrays that are not contiguous copied.
@@ -44,6 +47,19 @@ def array(datatype: str, shape: tuple[int, ...], raw: bytes) -> Array:
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
+def field(tag: int, content: Bytes) -> tuple[bytes, Bytes]:
+    """Return a length-delimited field of a number below 16, as protobuf has it on the wire."""
+    length = len(content)
+    if length < 0x80:
+        return bytes((tag, length)), content
+    prefix = bytearray((tag,))
+    while length >= 0x80:  # a varint: seven bits a byte, the lowest first
+        prefix.append(length & 0x7F | 0x80)
+        length >>= 7
+    prefix.append(length)
+    return bytes(prefix), content
+
+
 def pack_strings(strings: Array) -> bytes:
     """Return an array of `bytes` objects with their lengths."""
     return b"".join([_LENGTH.pack(len(element)) + element for element in strings.ravel()])
@@ -52,17 +68,17 @@ def pack_strings(strings: Array) -> bytes:
 def unpack_strings(raw: bytes, expected: int) -> list[bytes]:
     """Return the elements of raw BYTES contents, no more than one above `expected`.
 
-    (A message holds millions of empty ones.) Raises `Truncated`, whose text is Triton's.
+    (A message holds millions of empty ones.) Raises `Truncated`.
     """
     elements: list[bytes] = []
     at = 0
     while at < len(raw) and len(elements) <= expected:
         if at + _LENGTH.size > len(raw):
-            raise Truncated("length indicator", f"{_LENGTH.size} bytes", len(raw) - at)
+            raise Truncated("length", _LENGTH.size, len(raw) - at)
         (length,) = _LENGTH.unpack_from(raw, at)
         at += _LENGTH.size
         if at + length > len(raw):
-            raise Truncated("data", f"string of length {length}", len(raw) - at)
+            raise Truncated("content", length, len(raw) - at)
         elements.append(raw[at : at + length])
         at += length
     return elements
@@ -71,13 +87,8 @@ def unpack_strings(raw: bytes, expected: int) -> list[bytes]:
 class Truncated(ValueError):
     """BYTES contents end in the middle of an element."""
 
-    def __init__(self, part: str, expected: str, available: int) -> None:
-        super().__init__(part, expected, available)
-        self._part, self._expected, self._available = part, expected, available
-
-    def text(self, tensor: str) -> str:
-        """Return what is wrong, in Triton's words; `tensor` is "inference input 'x'"."""
-        return (
-            f"incomplete string {self._part} for {tensor}, expecting {self._expected} but only "
-            f"{self._available} bytes available"
-        )
+    def __init__(self, part: Literal["length", "content"], expected: int, available: int) -> None:
+        super().__init__(f"{available} bytes where an element's {part} takes {expected}")
+        self.part = part
+        self.expected = expected
+        self.available = available

@@ -47,7 +47,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
-_RAW_CONTENTS_TAG = b"\x3a"  # ModelInferRequest.raw_input_contents: field 7, length-delimited
+# the number of the field and its wire type, 2 for bytes
+_RAW_INPUT_CONTENTS = (
+    pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
+)
 _UNLABELLED = request_label("")
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
 _UNKNOWN_MODEL = "Request for unknown model"
@@ -291,18 +294,7 @@ def _message(key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]) ->
         head.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.data.shape)
     for name in outputs:
         head.outputs.add(name=name)
-    parts: list[bytes | memoryview] = [head.SerializeToString()]
+    parts: list[wire.Bytes] = [head.SerializeToString()]
     for tensor in inputs:
-        contents = wire.contents(tensor)
-        parts += (_RAW_CONTENTS_TAG, _varint(len(contents)), contents)
+        parts += wire.field(_RAW_INPUT_CONTENTS, wire.contents(tensor))
     return b"".join(parts)
-
-
-def _varint(number: int) -> bytes:
-    """Return a number as protobuf writes lengths: 7 bits a byte, the lowest first."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

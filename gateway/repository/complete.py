@@ -9,7 +9,14 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from gateway.errors import RepositoryError
-from gateway.repository.config_pbtxt import BACKEND, DATATYPE_NUMBERS, PLATFORM, ModelConfig
+from gateway.repository.config_pbtxt import (
+    BACKEND,
+    DATATYPE_NUMBERS,
+    DEFAULT_MODEL_FILE,
+    PLATFORM,
+    ModelConfig,
+    is_onnx,
+)
 
 DEFAULT_MAX_BATCH_SIZE = 4
 
@@ -61,6 +68,22 @@ def complete(config: ModelConfig, name: str, model_file: Path | None) -> None:
         if not declared:
             for value in values:
                 _describe(value, declared.add(), batched=config.max_batch_size > 0)
+
+
+def spell_out(config: ModelConfig) -> None:
+    """Write down, in place, what Triton takes absent fields to mean, as its own ModelConfig does.
+
+    Not the instances: how many there are and on which device is for the engine to say.
+    """
+    if is_onnx(config):
+        config.platform, config.backend = PLATFORM, BACKEND
+        config.default_model_filename = config.default_model_filename or DEFAULT_MODEL_FILE
+    if config.version_policy.WhichOneof("policy_choice") is None:
+        config.version_policy.latest.num_versions = 1
+    batching = config.dynamic_batching
+    batched = config.HasField("dynamic_batching") and config.max_batch_size > 0
+    if batched and not batching.preferred_batch_size:
+        batching.preferred_batch_size.append(config.max_batch_size)
 
 
 def _read(file: Path) -> onnx.ModelProto:

@@ -30,6 +30,7 @@ ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 DEFAULT_MODEL_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
 
 _DATATYPES = {
     number: {"TYPE_STRING": "BYTES"}.get(name, name.removeprefix("TYPE_"))
@@ -64,15 +65,23 @@ def is_onnx(config: ModelConfig) -> bool:
     return (config.platform or PLATFORM) == PLATFORM and (config.backend or BACKEND) == BACKEND
 
 
+def is_plan(config: ModelConfig) -> bool:
+    """Return whether the model is an engine that TensorRT has built."""
+    return (config.platform or config.backend) in ("tensorrt_plan", "tensorrt")
+
+
+def default_model_file(config: ModelConfig) -> str:
+    """Return the name that a model's file has where the configuration gives it none."""
+    return PLAN_FILE if is_plan(config) else DEFAULT_MODEL_FILE
+
+
 def check_embedded(config: ModelConfig) -> None:
     """Raise `RepositoryError` where a configuration asks for what this process cannot run."""
-    if not is_onnx(config):
+    if not is_onnx(config) and not is_plan(config):
         kind = "platform" if config.platform else "backend"
         raise RepositoryError(
             f"the embedded engine serves no models of {kind} '{config.platform or config.backend}'"
         )
-    if any(group.kind == group.KIND_GPU for group in config.instance_group):
-        raise RepositoryError("instance_group asks for a GPU; the embedded engine has the CPU only")
 
 
 def check(config: ModelConfig, folder_name: str) -> None:

@@ -14,6 +14,7 @@ def model_spec(
     path: Path,
     file_bytes: int = 0,
     modified_ns: int = 0,
+    utf8_only: bool = False,
 ) -> ModelSpec:
     """Return one version of a model whose configuration is complete and checked."""
     return ModelSpec(
@@ -29,9 +30,11 @@ def model_spec(
         file_bytes=file_bytes,
         modified_ns=modified_ns,
         config=config.SerializeToString(deterministic=True),
+        utf8_only=utf8_only,
+        runtime=config_pbtxt.runtime_options(config),
     )
 
 
 def model_file(config: config_pbtxt.ModelConfig) -> str:
     """Return the name of the model's file in a version folder."""
-    return config.default_model_filename or config_pbtxt.DEFAULT_MODEL_FILE
+    return config.default_model_filename or config_pbtxt.default_model_file(config)

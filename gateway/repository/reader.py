@@ -8,7 +8,7 @@ from pathlib import Path
 from gateway.core import ModelSpec
 from gateway.errors import RepositoryError, StartError
 from gateway.repository import config_pbtxt
-from gateway.repository.complete import complete, needs_model
+from gateway.repository.complete import complete, needs_model, spell_out
 from gateway.repository.model_spec import model_file, model_spec
 
 
@@ -52,7 +52,9 @@ def read_model(root: Path, name: str, embedded: bool = True) -> ModelListing:
     try:
         numbers, ignored = _version_folders(folder)
         config = _read_config(folder, numbers, ignored, embedded)
-        specs = tuple(_spec(folder, number, config) for number in _by_policy(config, numbers))
+        specs = tuple(
+            _spec(folder, number, config, embedded) for number in _by_policy(config, numbers)
+        )
     except RepositoryError as error:
         return ModelListing(name, (), str(error), ignored)
     except OSError as error:
@@ -91,6 +93,7 @@ def _read_config(
         config_pbtxt.check_embedded(config)
     _complete(config, folder, numbers[-1])
     config_pbtxt.check(config, folder.name)
+    spell_out(config)
     return config
 
 
@@ -120,7 +123,7 @@ def _by_policy(config: config_pbtxt.ModelConfig, numbers: list[int]) -> list[int
     return numbers[-max(1, count) :]
 
 
-def _spec(folder: Path, number: int, config: config_pbtxt.ModelConfig) -> ModelSpec:
+def _spec(folder: Path, number: int, config: config_pbtxt.ModelConfig, embedded: bool) -> ModelSpec:
     path = folder / str(number)
     stats = [file.stat() for file in path.rglob("*") if file.is_file()]
     return model_spec(
@@ -129,4 +132,5 @@ def _spec(folder: Path, number: int, config: config_pbtxt.ModelConfig) -> ModelS
         path,
         file_bytes=sum(stat.st_size for stat in stats),
         modified_ns=max((stat.st_mtime_ns for stat in stats), default=0),
+        utf8_only=embedded,  # ONNX Runtime's Python API takes no other text
     )

@@ -100,18 +100,17 @@ def encode(response: InferResponse) -> bytes:
     head = _heads.get(layout)
     if head is None:
         head = _head(layout)
-    parts: list[_Bytes] = [head]
+    parts: list[wire.Bytes] = [head]
     if response.id:
-        parts += _field(_ID, response.id.encode())
+        parts += wire.field(_ID, response.id.encode())
     for tensor in response.outputs:
         data = tensor.data
         small = data.nbytes < VIEW_BYTES and tensor.datatype != "BYTES"
         content = data.tobytes() if small else wire.contents(tensor)
-        parts += _field(_RAW_OUTPUT_CONTENTS, content)
+        parts += wire.field(_RAW_OUTPUT_CONTENTS, content)
     return b"".join(parts)
 
 
-_Bytes = bytes | memoryview
 _Layout = tuple[str, int, tuple[tuple[str, str, tuple[int, ...]], ...]]
 
 VIEW_BYTES = 4096  # below, a copy is cheaper than a view
@@ -133,19 +132,6 @@ def _head(layout: _Layout) -> bytes:
     head: bytes = message.SerializeToString()
     _heads[layout] = head
     return head
-
-
-def _field(tag: int, content: _Bytes) -> tuple[bytes, _Bytes]:
-    """Return a length-delimited field of a number below 16, as protobuf has it on the wire."""
-    length = len(content)
-    if length < 0x80:
-        return bytes((tag, length)), content
-    prefix = bytearray((tag,))
-    while length >= 0x80:  # a varint: seven bits a byte, the lowest first
-        prefix.append(length & 0x7F | 0x80)
-        length >>= 7
-    prefix.append(length)
-    return bytes(prefix), content
 
 
 def _outputs(message: pb.ModelInferRequest) -> list[str]:

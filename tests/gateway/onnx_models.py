@@ -50,6 +50,19 @@ def identity(datatype: str = "FP32", dims: Dims = ("n", 3)) -> bytes:
     )
 
 
+def every(datatypes: Sequence[str]) -> bytes:
+    """`y_FP32` is `x_FP32`, and so on for each datatype; [n, 3]."""
+    infos = {
+        side: [
+            helper.make_tensor_value_info(f"{side}_{datatype}", ELEMENT_TYPES[datatype], ["n", 3])
+            for datatype in datatypes
+        ]
+        for side in "xy"
+    }
+    nodes = [helper.make_node("Identity", [f"x_{each}"], [f"y_{each}"]) for each in datatypes]
+    return _model(nodes, infos["x"], infos["y"])
+
+
 def add_and_multiply() -> bytes:
     """`sum` is `a` + `b`, `product` is `a` * `b`; FP32 [n, 2]."""
     return _model(

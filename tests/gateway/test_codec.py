@@ -129,12 +129,12 @@ def test_empty_batch_is_a_batch() -> None:
         ),
         (
             message(b"ab", (1,), "BYTES"),
-            "incomplete string length indicator for inference input 'x', expecting 4 bytes but "
-            "only 2 bytes available",
+            "incomplete string length indicator for inference input 'x' for model 'm', expecting "
+            "4 bytes but only 2 bytes available",
         ),
         (
             message(struct.pack("<I", 0), (2,), "BYTES"),
-            "unexpected number of string elements 1 for inference input 'x', expecting 2",
+            "expected 2 string elements for inference input 'x' for model 'm', got 1",
         ),
         (message(b"", (-1, 2)), "input 'x' has a negative dim or more than 64 dims: [-1, 2]"),
         (message(b"", (0,) * 65), "input 'x' has a negative dim or more than 64 dims"),
@@ -148,7 +148,7 @@ def test_empty_batch_is_a_batch() -> None:
     ],
 )
 def test_contradictions_are_refused_in_tritons_words(made: pb.ModelInferRequest, text: str) -> None:
-    assert refusal(made).startswith("[request id: 7] ")
+    # which of them carry the label is Triton's affair: tests/triton/test_alike.py
     assert text in refusal(made)
 
 
@@ -227,7 +227,7 @@ def floats(*shape: int, name: str = "x") -> Tensor:
             request(floats(1, 2), floats(1, 2, name="z")),
             "unexpected inference input 'z' for model 'm'",
         ),
-        (request(floats(1, 2), floats(1, 2)), "an input is given twice for model 'm'"),
+        (request(floats(1, 2), floats(1, 2)), "input 'x' already exists in request"),
         (
             request(floats(1, 2), outputs=("z",)),
             "unexpected inference output 'z' for model 'm'",
@@ -239,7 +239,7 @@ def test_request_that_does_not_fit_is_refused_in_tritons_words(
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
         signature.check(made, spec())
-    assert str(caught.value) == f"[request id: <id_unknown>] {text}"
+    assert str(caught.value).removeprefix("[request id: <id_unknown>] ").startswith(text)
 
 
 def test_inputs_are_put_in_the_models_order_and_must_agree_on_rows() -> None:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core import BatchPolicy, ModelSpec, QueuePolicy, TensorSpec, TimeoutAction
+from gateway.core import (
+    BatchPolicy,
+    DeviceKind,
+    ModelSpec,
+    QueuePolicy,
+    RuntimeOptions,
+    TensorSpec,
+    TimeoutAction,
+)
 from gateway.errors import StartError
 from gateway.repository.reader import has_model, model_names, read_model
 from tests.gateway.onnx_models import add_and_multiply, identity, put
@@ -168,8 +176,8 @@ def test_unknown_field_is_named_with_its_line(tmp_path: Path) -> None:
     [
         ('name: "other"', "names the model 'other', its folder 'm'"),
         ('backend: "pytorch"', "serves no models of backend 'pytorch'"),
-        ('platform: "tensorrt_plan"', "serves no models of platform 'tensorrt_plan'"),
-        ("instance_group { kind: KIND_GPU }", "asks for a GPU"),
+        ('platform: "tensorrt_plan"', "config.pbtxt must declare the inputs and outputs"),
+        ('platform: "pytorch_libtorch"', "serves no models of platform 'pytorch_libtorch'"),
         ("sequence_batching { }", "sequence_batching is not supported yet"),
         ("model_transaction_policy { decoupled: true }", "decoupled models are not supported"),
         ('input { name: "x" data_type: 99 dims: 3 }', "tensor 'x' has no valid data_type"),
@@ -194,6 +202,13 @@ def test_what_is_not_served_is_refused_with_the_reason(
 ) -> None:
     put(tmp_path, "m", identity(), config)
     assert reason in error(tmp_path)
+
+
+def test_device_and_model_file_are_read(tmp_path: Path) -> None:
+    put(tmp_path, "gpu", identity(), "instance_group { kind: KIND_GPU gpus: 1 }")
+    put(tmp_path, "plan", identity(), 'platform: "tensorrt_plan" max_batch_size: 1' + TENSORS)
+    assert only(tmp_path, "gpu").runtime == RuntimeOptions(DeviceKind.GPU, gpus=(1,))
+    assert only(tmp_path, "plan").model_file == "model.plan"
 
 
 def test_truncated_model_without_config_is_reported(tmp_path: Path) -> None:

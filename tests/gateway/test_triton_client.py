@@ -237,7 +237,7 @@ def test_unknown_models_and_versions_are_not_found(client: triton.InferenceServe
     assert refused(client, "two", x, model_version="9") == (
         "NOT_FOUND Request for unknown model: 'two' version 9 is not found"
     )
-    for version in ("0", "-1", "one", "1.0"):
+    for version in ("one", "1.0", "9" * 30):
         assert refused(client, "two", x, model_version=version).startswith(
             f"INVALID_ARGUMENT failed to get model version from specified version string "
             f"'{version}'"
@@ -268,10 +268,6 @@ def test_unknown_models_and_versions_are_not_found(client: triton.InferenceServe
             "inference request batch-size must be <= 4 for 'identity_FP32'",
         ),
         ([], "expected 1 inputs but got 0 inputs for model 'identity_FP32'."),
-        (
-            [tensor("x", X), tensor("z", X)],
-            "unexpected inference input 'z' for model 'identity_FP32'",
-        ),
     ],
 )
 def test_request_that_does_not_fit_is_invalid(

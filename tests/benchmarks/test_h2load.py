@@ -1,16 +1,11 @@
-"""How benchmarks/ reads h2load and checks answers, without h2load being installed."""
+"""How benchmarks/ reads h2load, without h2load being installed."""
 
-import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2
 
-from benchmarks import digits, h2load, serving
-from benchmarks.h2load import Counts, H2loadError, Load
-from tests.loadtest.kserve_server import TinyServer
-from tests.loadtest.kserve_server import serving as serving_tiny
+from benchmarks import compare, h2load
+from benchmarks.h2load import Counts, H2loadError, Load, Target
 
 SUMMARY = """\
 starting benchmark...
@@ -70,58 +65,19 @@ def test_a_message_is_framed_as_grpc_does() -> None:
     assert h2load.framed(b"abc") == b"\x00\x00\x00\x00\x03abc"
 
 
-def test_concurrency_64_is_8_connections_of_8_streams() -> None:
-    line = h2load.command("127.0.0.1:1", Path("body"), Load(8, 8), 3.0, None)
-    assert Load(8, 8).concurrency == 64
+def test_64_at_once_are_8_connections_of_8_streams_in_grpc_and_64_connections_in_http_1() -> None:
+    load = Load(8, 8)
+    line = h2load.command(Target.infer("127.0.0.1:1", Path("body")), load, 3.0, None)
     assert " ".join(line).startswith("h2load -t 1 -c 8 -m 8 -D 3 ")
     assert line[-1] == "http://127.0.0.1:1/inference.GRPCInferenceService/ModelInfer"
+    json_target = Target("http://127.0.0.1:1/predict", Path("body"), grpc=False)
+    line = h2load.command(json_target, load, 3.0, None)
+    assert " ".join(line).startswith("h2load -t 1 --h1 -c 64 -D 3 -H content-type: app")
 
 
 def test_without_h2load_the_benchmark_names_the_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert serving.main(["--quick"]) == 1
+    assert compare.main(["--quick"]) == 1
     assert "apt install nghttp2-client" in capsys.readouterr().err
-
-
-def test_the_ratio_is_taken_round_by_round() -> None:
-    def done(peer: str, number: int, requests_per_s: float) -> serving.Round:
-        figures = h2load.Figures(requests_per_s, 1.0, 2.0, 10, 0, 0.1)
-        return serving.Round(peer, 64, number, 1.0, 1, figures)
-
-    # The machine was half as fast in the second round: both lost, the ratio did not.
-    rates = [(600.0, 1000.0), (300.0, 500.0), (500.0, 1000.0)]
-    rounds = [
-        done(peer, number, rate)
-        for number, pair in enumerate(rates)
-        for peer, rate in zip(("tidegate", "echo"), pair, strict=True)
-    ]
-    summary = serving._summary(64, rounds)
-    assert summary.ratios == [0.6, 0.6, 0.5]
-    assert summary.ratio == 0.6
-    assert not summary.missed
-
-
-def test_another_digits_answer_is_a_wrong_answer() -> None:
-    expected = np.array([[9.0, -3.0], [-2.0, 8.0]], np.float32)
-    cases = digits.Digits([], expected)
-    response = service_pb2.ModelInferResponse()
-    assert not cases.is_right(0, response)
-    response.raw_output_contents.append((expected[0] * (1 + 1e-5)).tobytes())
-    assert cases.is_right(0, response)
-    assert not cases.is_right(1, response)
-
-
-def test_the_second_client_finds_a_server_that_answers_wrongly() -> None:
-    called = threading.Event()
-    request = service_pb2.ModelInferRequest(model_name="tiny")
-    request.raw_input_contents.append(np.ones(4, np.float32).tobytes())
-    cases = digits.Digits([request], np.array([[1.0, 1.0]], np.float32))
-    with (
-        serving_tiny(TinyServer(script=lambda _number: called.set())) as server,
-        digits.checking(server.address, cases, compare=True) as checked,
-    ):
-        assert called.wait(10)
-    assert checked.wrong == checked.calls >= 1
-    assert checked.failures == []
