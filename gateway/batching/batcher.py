@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.batching import tensors
@@ -65,6 +65,14 @@ class _Pending(Item):
                 self.reply.set_result(outcome)
 
 
+_Outcome = InferResponse | TidegateError
+
+
+def _failures(batch: Sequence[_Pending], error: TidegateError) -> list[TidegateError]:
+    # each caller gets an exception of its own: a shared one would grow every traceback
+    return [type(error)(*error.args) for _ in batch]
+
+
 class Batcher:
     """Serves one ready model version. A batch is cut when an instance is free, not before.
 
@@ -86,6 +94,7 @@ class Batcher:
         self._tasks = tasks
         self._stats = stats
         self._engine_timeout_s = engine_timeout_s
+        self._limit_s = engine_timeout_s if engine_timeout_s < math.inf else None
         self._queue: BatchQueue[_Pending] = BatchQueue(self._policy)
         self._deadlines: DueTimes[_Pending] = DueTimes(lambda item: not item.reply.done())
         self._curve = LatencyCurve()
@@ -98,6 +107,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._pump_due = False
         self._quiet_turns = 0
+        self._gathering_since = 0.0
         self._gather_until = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -173,8 +183,12 @@ class Batcher:
             self._deadlines.add(deadline, item)
         if self._line is not None:
             self._line.append(item)
+        if len(self._queue) == 1:
+            self._gathering_since = now
         self._quiet_turns = 0
-        if not self._pump_due:
+        if not self._free:  # the batch that ends next looks at the queue; until then only time can
+            self._arm(min(deadline, now + item.timeout_s if item.timeout_s else math.inf))
+        elif not self._pump_due:
             self._pump_soon()
         return item
 
@@ -188,12 +202,15 @@ class Batcher:
 
     def _pump_soon(self) -> None:
         self._pump_due = True
-        now = self._loop.time()
-        longest = self._curve.predict(self._policy.max_batch_size, now)
-        self._gather_until = math.inf
-        if longest >= BESIDE_THE_LOOP_S:
-            self._gather_until = now + min(MAX_PATIENCE_S, PATIENCE * longest)
+        self._gather_until = self._patient_until()
         self._loop.call_soon(self._pump_when_quiet)
+
+    def _patient_until(self) -> float:
+        """Return until when a free instance waits for quiet."""
+        longest = self._curve.typical(self._policy.max_batch_size, self._loop.time())
+        if longest < BESIDE_THE_LOOP_S:
+            return math.inf
+        return self._gathering_since + min(MAX_PATIENCE_S, PATIENCE * longest)
 
     def _pump_when_quiet(self) -> None:
         self._quiet_turns += 1
@@ -225,6 +242,7 @@ class Batcher:
             if not batch:
                 break
             self._free -= 1
+            self._gathering_since = now
             self._tasks.create_task(self._run(batch), name=f"batch {self._spec.key}")
         due = queue.ready_at(now, finish) if self._free and len(queue) else queue.next_expiry()
         self._arm(min(due, self._deadlines.next()))
@@ -248,88 +266,86 @@ class Batcher:
         Where the engine refuses it, its members run again alone: one of them may be at fault, and
         the others are not to suffer for it.
         """
+        outcomes: Sequence[_Outcome] | None = ()
         try:
-            if not await self._answer(batch, retry=len(batch) > 1):
+            outcomes = await self._ask(batch, retry=len(batch) > 1)
+            if outcomes is None:
                 for item in batch:
                     if not item.reply.done():
-                        await self._answer([item], retry=False)
+                        self._deliver([item], await self._ask([item], retry=False) or ())
         finally:
-            self._free += 1
-            self._batch_done.set()
-            if len(self._queue) and not self._pump_due:
-                self._quiet_turns = 0
-                self._pump_soon()
+            # The next batch goes first: sending the answers takes the loop about 30 us each, and
+            # a model that runs beside it need not wait for that.
+            self._release()
+        self._deliver(batch, outcomes or ())
 
-    async def _answer(self, batch: list[_Pending], retry: bool) -> bool:
-        """Hand out a batch's answers, or its error; False where the engine failed and may retry."""
+    def _release(self) -> None:
+        self._free += 1
+        self._batch_done.set()
+        if not len(self._queue):
+            return
+        if self._loop.time() >= self._patient_until():
+            self._pump()
+        elif not self._pump_due:
+            self._quiet_turns = 0
+            self._pump_soon()
+
+    async def _ask(self, batch: list[_Pending], retry: bool) -> Sequence[_Outcome] | None:
+        """Return what becomes of a batch's members; None where the engine refused and may retry."""
         spec = self._spec
         requests = [item.request for item in batch]
         rows = [item.rows for item in batch]
         started = self._loop.time()
         try:
-            try:
-                async with asyncio.timeout(self._limit_s):
-                    outputs = await self._engine.infer(
-                        spec.key, tensors.stack(requests), tensors.wanted(requests, spec)
-                    )
-            except InferenceFailed:
-                if retry:
-                    return False
-                raise
-            except TimeoutError:
-                raise EngineStalled(
-                    f"model '{spec.key.name}': the engine has not answered a batch within "
-                    f"{self._engine_timeout_s:g} s"
-                ) from None
+            async with asyncio.timeout(self._limit_s):
+                outputs = await self._engine.infer(
+                    spec.key, tensors.stack(requests), tensors.wanted(requests, spec)
+                )
             finished = self._loop.time()
-            self._curve.observe(sum(rows), finished - started, finished)
+            retry = False  # an answer that does not fit is no refusal
             responses = tensors.split(outputs, requests, rows, spec)
+        except InferenceFailed as error:
+            return None if retry else _failures(batch, error)
         except TidegateError as error:
-            self._fail(batch, error)
+            return _failures(batch, error)
+        except TimeoutError:
+            text = (
+                f"model '{spec.key.name}': the engine has not answered a batch within "
+                f"{self._engine_timeout_s:g} s"
+            )
+            return _failures(batch, EngineStalled(text))
         except asyncio.CancelledError:
-            self._fail(batch, ShuttingDown("the gateway is shutting down"))
+            self._deliver(batch, _failures(batch, ShuttingDown("the gateway is shutting down")))
             raise
         except Exception as error:
             log.exception("batch of %s failed: this is a bug", spec.key)
-            self._fail(batch, InferenceFailed(f"{type(error).__name__}: {error}"))
-        else:
-            self._succeed(batch, responses, sum(rows), started, finished)
-        return True
+            return _failures(batch, InferenceFailed(f"{type(error).__name__}: {error}"))
+        self._count(batch, sum(rows), started, finished)
+        for index, item in enumerate(batch):
+            if item.length >= 0:
+                responses[index] = tensors.cropped(responses[index], item.length, spec)
+        return responses
 
-    @property
-    def _limit_s(self) -> float | None:
-        return self._engine_timeout_s if self._engine_timeout_s < math.inf else None
-
-    def _succeed(
-        self,
-        batch: list[_Pending],
-        responses: Iterable[InferResponse],
-        rows: int,
-        started: float,
-        finished: float,
-    ) -> None:
+    def _count(self, batch: list[_Pending], rows: int, started: float, finished: float) -> None:
+        self._curve.observe(rows, finished - started, finished)
         stats = self._stats
         stats.executions += 1
         stats.inferences += rows
         stats.batch_rows.observe(rows)
         stats.compute_s += (finished - started) * len(batch)
-        for item, response in zip(batch, responses, strict=True):
-            stats.queue_s += started - item.queued_at
-            if item.length >= 0:
-                response = tensors.cropped(response, item.length, self._spec)
-            self._deliver(item, response)
-
-    def _fail(self, batch: list[_Pending], error: TidegateError) -> None:
         for item in batch:
-            # each caller gets an exception of its own: a shared one would grow every traceback
-            self._deliver(item, type(error)(*error.args))
+            stats.queue_s += started - item.queued_at
 
-    def _deliver(self, item: _Pending, outcome: InferResponse | TidegateError) -> None:
-        if self._line is None:
-            item.settle(outcome)
-        else:
-            item.outcome = outcome
-            self._flush(self._line)
+    def _deliver(self, batch: Sequence[_Pending], outcomes: Sequence[_Outcome]) -> None:
+        """Hand out answers: at once, or each in its turn where the order is to be kept."""
+        line = self._line
+        for item, outcome in zip(batch, outcomes, strict=False):  # none: they have theirs already
+            if line is None:
+                item.settle(outcome)
+            else:
+                item.outcome = outcome
+        if line is not None:
+            self._flush(line)
 
     def _flush(self, line: deque[_Pending]) -> None:
         """Let answers leave in the order in which the requests came, as far as they are there."""

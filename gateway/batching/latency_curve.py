@@ -9,6 +9,10 @@ from dataclasses import dataclass
 _GAIN = 0.2
 # An upper estimate: mean and twice the mean deviation, about the 90th percentile.
 _DEVIATIONS = 2.0
+# A batch that took more than four times the mean (a pause of the machine, a page fault) moves the
+# mean as if it had taken so long, and the deviation as it is.
+_OUTLIER = 4.0
+_LEAST_OUTLIER_S = 0.0005
 # A figure loses half of itself in so many seconds without a new one. Requests are refused by the
 # estimate, and while all are refused nothing is measured: one slow batch must not close a model.
 HALF_LIFE_S = 2.0
@@ -37,7 +41,8 @@ class LatencyCurve:
             self._estimates[step] = _Estimate(seconds, 0.0, now)
             return
         known.deviation_s += _GAIN * (abs(seconds - known.mean_s) - known.deviation_s)
-        known.mean_s += _GAIN * (seconds - known.mean_s)
+        bound = max(_OUTLIER * known.mean_s, _LEAST_OUTLIER_S)
+        known.mean_s += _GAIN * (min(seconds, bound) - known.mean_s)
         known.measured_at = now
 
     def predict(self, rows: int, now: float) -> float:
@@ -46,23 +51,24 @@ class LatencyCurve:
         A size that was never measured is estimated from the nearest: no dearer than the next
         larger one, and than the next smaller one as many times as its rows go in.
         """
-        step = rows.bit_length()
-        found = self._upper(step, now)
-        if found is not None or not self._estimates:
-            return found or 0.0
+        return self._estimate(rows.bit_length(), now, _DEVIATIONS)
+
+    def typical(self, rows: int, now: float) -> float:
+        """Return how long such a batch takes on the average, in seconds; otherwise as `predict`."""
+        return self._estimate(rows.bit_length(), now, 0.0)
+
+    def _estimate(self, step: int, now: float, deviations: float) -> float:
+        known = self._estimates.get(step)
+        if known is not None:
+            value = known.mean_s + deviations * known.deviation_s
+            return value * math.pow(0.5, (now - known.measured_at) / HALF_LIFE_S)
         bounds = []
-        larger = [known for known in self._estimates if known > step]
-        smaller = [known for known in self._estimates if known < step]
+        larger = [other for other in self._estimates if other > step]
+        smaller = [other for other in self._estimates if other < step]
         if larger:
-            bounds.append(self._upper(min(larger), now) or 0.0)
+            bounds.append(self._estimate(min(larger), now, deviations))
         if smaller:
             nearest = max(smaller)
-            bounds.append((self._upper(nearest, now) or 0.0) * 2.0 ** (step - nearest))
-        return min(bounds)
-
-    def _upper(self, step: int, now: float) -> float | None:
-        known = self._estimates.get(step)
-        if known is None:
-            return None
-        upper = known.mean_s + _DEVIATIONS * known.deviation_s
-        return upper * math.pow(0.5, (now - known.measured_at) / HALF_LIFE_S)
+            factor = 2.0 ** (step - nearest)
+            bounds.append(self._estimate(nearest, now, deviations) * factor)
+        return min(bounds, default=0.0)

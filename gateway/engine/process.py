@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 20.0
 EXIT_TIMEOUT_S = 15  # Triton's own limit for unloading its models when it is told to end
+STUBS_END_WITHIN_S = 2.0  # those of a killed server see that it has gone within 0.7 s
 KEPT_LINES = 20
 _SERVING = b"Started GRPCInferenceService"
 _SHARED_MEMORY = Path("/dev/shm")
@@ -69,6 +70,7 @@ class TritonProcess:
 
         Raises `StartError` with what it said last where it ends before, or takes too long.
         """
+        await self._end_reader()
         self._serving.clear()
         self._lines.clear()
         command = await asyncio.to_thread(self._command)
@@ -99,11 +101,14 @@ class TritonProcess:
             )
         finally:
             serving.cancel()
+            ended = self._reader.done()
             if not self._serving.is_set():
                 await self.stop()
         if not self._serving.is_set():
-            said = "\n".join(self._lines)
-            raise StartError(f"tritonserver did not start within {START_WITHIN_S:g} s:\n{said}")
+            how = f"ended with {process.returncode} before it served"
+            if not ended:
+                how = f"did not start within {START_WITHIN_S:g} s"
+            raise StartError(f"tritonserver {how}:\n" + "\n".join(self._lines))
 
     async def wait(self) -> int:
         """Return its exit code once it has ended; a signal's number as a negative one."""
@@ -125,11 +130,15 @@ class TritonProcess:
                 log.warning("tritonserver did not end within %g s: killing it", STOP_WITHIN_S)
                 os.killpg(process.pid, signal.SIGKILL)  # its stubs, too
                 await process.wait()
+        await self._end_reader()
+        await asyncio.to_thread(self._clean_up)
+
+    async def _end_reader(self) -> None:
+        """Wait for the end of the server's log: a stub may outlive it and keep the pipe open."""
         if self._reader is not None:
-            # a stub may outlive its server and keep the pipe open
+            await asyncio.wait((self._reader,), timeout=STUBS_END_WITHIN_S)
             self._reader.cancel()
             await asyncio.wait((self._reader,))
-        await asyncio.to_thread(self._clean_up)
 
     def _command(self) -> list[str]:
         grpc_port, http_port, metrics_port = self._ports

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from onnx import TensorProto, helper, numpy_helper
 
 from gateway.engine import tritonserver
 from gateway.engine.process import TritonProcess
 from gateway.errors import StartError
-from tests.gateway.onnx_models import add_and_multiply, identity, put
+from tests.gateway.onnx_models import _model, add_and_multiply, identity, put
 from tests.gateway.process import eventually
 from tests.triton.server import ENV, running
 
@@ -28,6 +29,27 @@ BATCHING = "max_batch_size: 8\ndynamic_batching { max_queue_delay_microseconds: 
 ONE = "instance_group { count: 1 kind: KIND_CPU }\n"
 
 
+THREADS = 'parameters { key: "intra_op_thread_count" value { string_value: "two" } }\n'
+RESHAPED = """max_batch_size: 4
+input { name: "x" data_type: TYPE_FP32 dims: [1, -1] reshape { shape: [-1] } }
+output { name: "y" data_type: TYPE_FP32 dims: [1, -1] reshape { shape: [-1] } }
+"""
+FIVE_WIDE = """max_batch_size: 4
+input { name: "x" data_type: TYPE_FP32 dims: 5 }
+output { name: "y" data_type: TYPE_FP32 dims: 3 }
+"""
+
+
+def rows_of_its_own() -> bytes:
+    """`y` [m, 1] has a row for each element of `x` [n, 3]."""
+    return _model(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", 1])],
+        [numpy_helper.from_array(np.array([-1, 1], np.int64), "shape")],
+    )
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
     root = tmp_path_factory.mktemp("repository")
@@ -35,7 +57,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.Inferenc
     put(root, "text", identity("BYTES"), ONE)
     put(root, "half", identity("FP16"), ONE)
     put(root, "batching", identity(), BATCHING + ONE)
+    put(root, "reshaped", identity(dims=("n", "k")), RESHAPED + ONE)
+    put(root, "scalars", identity(dims=("n",)), ONE)
+    put(root, "own_rows", rows_of_its_own(), ONE)
     put(root, "truncated", identity()[:40])
+    put(root, "too_wide", identity(), FIVE_WIDE)
+    put(root, "threads", identity(), THREADS)
     put(
         root,
         "wrong",
@@ -109,9 +136,42 @@ def test_requests_that_wait_share_a_run(client: triton.InferenceServerClient) ->
     assert stats.execution_count < 16
 
 
+def test_reshape_with_a_variable_dim_is_undone_once(
+    client: triton.InferenceServerClient,
+) -> None:
+    client.load_model("reshaped")
+    array = np.arange(10, dtype=np.float32).reshape(2, 1, 5)
+    answer = client.infer("reshaped", [tensor("x", array, "FP32")])
+    np.testing.assert_array_equal(answer.as_numpy("y"), array)
+
+
+def test_scalars_of_a_batch_are_completed_to_one_element_each(
+    client: triton.InferenceServerClient,
+) -> None:
+    client.load_model("scalars")
+    (declared,) = client.get_model_config("scalars").config.input
+    assert (list(declared.dims), declared.HasField("reshape")) == ([1], True)
+    array = np.array([[1], [2]], np.float32)
+    answer = client.infer("scalars", [tensor("x", array, "FP32")])
+    np.testing.assert_array_equal(answer.as_numpy("y"), array)
+
+
+def test_output_whose_rows_are_not_the_batch_is_refused(
+    client: triton.InferenceServerClient,
+) -> None:
+    client.load_model("own_rows")
+    with pytest.raises(triton.InferenceServerException, match=r"batch of 2 gave .* \[6, 1\]"):
+        client.infer("own_rows", [tensor("x", np.ones((2, 3), np.float32), "FP32")])
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("truncated", "cannot open 'model.onnx'"), ("wrong", "which the model has not")],
+    [
+        ("truncated", "cannot open 'model.onnx'"),
+        ("wrong", "which the model has not"),
+        ("too_wide", r"input 'x' the dims \[-1, 5\] \(batch first\), the model \[-1, 3\]"),
+        ("threads", "must be a whole number, not 'two'"),
+    ],
 )
 def test_faulty_model_says_what_is_wrong(
     client: triton.InferenceServerClient, name: str, reason: str
@@ -171,7 +231,7 @@ def test_stop_leaves_nothing_and_a_new_start_has_the_same_address(tmp_path: Path
 def test_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     async def story() -> None:
         server = TritonProcess(tritonserver.find(ENV), tmp_path / "nowhere")
-        with pytest.raises(StartError, match="nowhere"):
+        with pytest.raises(StartError, match=r"ended with 1 before(.|\n)*nowhere"):
             await server.start()
 
     asyncio.run(story())
