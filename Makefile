@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.complete
 TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo check test bench format lock clean
+.PHONY: help setup triton demo check test bench gpu-test format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,8 +41,12 @@ check: setup  ## format, lint, types, import contracts
 test: setup triton  ## the tests (under 5 minutes)
 	$(BIN)/pytest
 
-bench: setup  ## requests/s and latency against a bare gRPC echo (needs h2load)
-	$(BIN)/python benchmarks/serving.py
+bench: setup triton  ## side by side with a bare echo, Triton and five frameworks (10 minutes; needs h2load)
+	$(BIN)/python -m benchmarks.frameworks install
+	$(BIN)/python -m benchmarks.compare
+
+gpu-test: setup  ## what only a GPU can prove (skipped, with the reason, without one)
+	$(BIN)/pytest tests/gpu
 
 format: setup  ## let ruff rewrite the tree
 	$(BIN)/ruff format .
@@ -57,4 +61,4 @@ lock: pyproject.toml  ## choose the pinned versions anew
 	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/; 1i # Pinned versions for `make setup`. Made by `make lock`; do not edit.' requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(TRITON) .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-report
+	rm -rf $(VENV) $(TRITON) .bench .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-report

@@ -13,6 +13,7 @@ import tempfile
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 from gateway.engine.tritonserver import Installation
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 20.0
 EXIT_TIMEOUT_S = 15  # Triton's own limit for unloading its models when it is told to end
-STUBS_END_WITHIN_S = 2.0  # those of a killed server see that it has gone within 0.7 s
+STUBS_END_WITHIN_S = 2.0  # those of a killed server mostly see within 0.7 s that it has gone
 KEPT_LINES = 20
 _SERVING = b"Started GRPCInferenceService"
 _SHARED_MEMORY = Path("/dev/shm")
@@ -134,9 +135,14 @@ class TritonProcess:
         await asyncio.to_thread(self._clean_up)
 
     async def _end_reader(self) -> None:
-        """Wait for the end of the server's log: a stub may outlive it and keep the pipe open."""
-        if self._reader is not None:
-            await asyncio.wait((self._reader,), timeout=STUBS_END_WITHIN_S)
+        """Wait for the end of an ended server's log; kill the stubs that keep its pipe open."""
+        if self._reader is None or self._process is None:
+            return
+        _, open_still = await asyncio.wait((self._reader,), timeout=STUBS_END_WITHIN_S)
+        if open_still:
+            # a stub of a server that crashed may stay; while one does, the group's number is its
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._reader.cancel()
             await asyncio.wait((self._reader,))
 

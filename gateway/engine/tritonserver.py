@@ -21,7 +21,8 @@ from gateway.errors import StartError
 # NVIDIA's container has it here, its own ONNX Runtime backend included.
 _CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
 _OLDEST_GLIBC = (2, 35)
-_PYTHONS = range(8, 14)  # the stubs that the package brings: Python 3.8 to 3.13
+# nvidia-pytriton has stubs for Python 3.8 to 3.13, NumPy 1 wheels up to 3.12, the gateway needs 3.11
+_PYTHONS = (11, 12)
 _ONNX_BACKEND = Path(__file__).parent / "onnx_backend" / "model.py"
 
 
@@ -77,7 +78,7 @@ def unsupported() -> str:
     if libc != "glibc" or tuple(map(int, version.split("."))) < _OLDEST_GLIBC:
         return f"nvidia-pytriton needs glibc 2.35 or newer, this is {libc} {version}"
     if sys.version_info[0] != 3 or sys.version_info[1] not in _PYTHONS:
-        return f"nvidia-pytriton is for Python 3.8 to 3.13, this is {python}"
+        return f"nvidia-pytriton and NumPy 1 go together on Python 3.11 and 3.12, this is {python}"
     if _python_library() is None:
         return (
             f"Triton's Python backend needs the shared library of Python {python} "
