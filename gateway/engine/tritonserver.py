@@ -21,7 +21,7 @@ from gateway.errors import StartError
 # NVIDIA's container has it here, its own ONNX Runtime backend included.
 _CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
 _OLDEST_GLIBC = (2, 35)
-# nvidia-pytriton has stubs for Python 3.8 to 3.13, NumPy 1 wheels up to 3.12, the gateway needs 3.11
+# nvidia-pytriton has stubs for Python 3.8 to 3.13, NumPy 1 wheels up to 3.12, we need 3.11
 _PYTHONS = (11, 12)
 _ONNX_BACKEND = Path(__file__).parent / "onnx_backend" / "model.py"
 
