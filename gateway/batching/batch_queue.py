@@ -103,66 +103,70 @@ class BatchQueue(Generic[ItemT]):
         return self._timeouts.next()
 
     def refuse(self, now: float, finish: Finish) -> list[ItemT]:
-        """Take out and return the items at the head that cannot make their deadlines any more.
+        """Take out and return the items that cannot make their deadlines any more.
 
         Looked at are those that the next batch would hold, and those that move up for them. With a
         latency objective, items that miss it, but not their deadline, go behind the others.
         """
-        policy = self._policy
         refused: list[ItemT] = []
-        missed: list[ItemT] = []
-        for bucket in self._buckets.values():
-            size = self._judged_by(bucket, now, finish)
-            rows = 0
-            for item in bucket:
-                needed = finish(size or item.rows)
-                if _latest(item, item.deadline) < needed:
-                    refused.append(item)
-                elif not item.delayed and _latest(item, item.slo_at) < needed:
-                    missed.append(item)
-                else:
-                    rows += item.rows
-                    if rows >= policy.max_batch_size or not policy.dynamic:
-                        break
-        for item in refused:
-            self._leave(item)
-        for item in missed:
-            self._lane(item).delay(item)
+        for bucket in list(self._buckets.values()):
+            while late := self._late(bucket, now, finish):
+                for item, needed in late:
+                    if item.delayed or _latest(item, item.deadline) < needed:
+                        self._leave(item)
+                        refused.append(item)
+                    else:
+                        self._lane(item).delay(item)
+                if not bucket.lanes:
+                    break
         return refused
 
-    def _judged_by(self, bucket: _Bucket[ItemT], now: float, finish: Finish) -> int:
-        """Return the rows of the batch that an item has to bear; 0 where its own are enough.
+    def _late(
+        self, bucket: _Bucket[ItemT], now: float, finish: Finish
+    ) -> list[tuple[ItemT, float]]:
+        """Return members of the next batch for which it is too slow, and when it would end.
 
-        With an objective that is the largest batch as soon as smaller ones, such as the head can
-        bear, would be too slow for those behind it: a few are given up rather than all (the early
-        drop of Nexus, SOSP 2019).
+        As few as can be: each that leaves makes the batch of the others faster. One that is alone
+        in its batch, or whose batch will be as small as it must, is held against its own rows.
         """
         policy = self._policy
-        if not policy.dynamic:
-            return 0
-        full = min(bucket.rows, policy.max_batch_size)
-        if not policy.slo_s:
-            return full
-        window = [
-            item
-            for item in islice(bucket, WINDOW * policy.max_batch_size)
-            if not item.delayed and _latest(item, item.slo_at) >= finish(item.rows)
-        ]
+        batch: list[ItemT] = []
+        rows = 0
+        for item in bucket:
+            batch.append(item)
+            rows += item.rows
+            if rows >= policy.max_batch_size or not policy.dynamic:
+                break
+        if not policy.dynamic or (policy.slo_s and not self._crowded(bucket, now, finish)):
+            return [(one, end) for one in batch if _must_end(one) < (end := finish(one.rows))]
+        late: list[tuple[ItemT, float]] = []
+        left = bucket.rows
+        for item in sorted(batch, key=_must_end):
+            end = finish(min(left, policy.max_batch_size))
+            if _must_end(item) >= end:
+                break
+            late.append((item, end))
+            left -= item.rows
+        return late
+
+    def _crowded(self, bucket: _Bucket[ItemT], now: float, finish: Finish) -> bool:
+        """Whether batches that the head can bear would be too slow for those behind it.
+
+        Then a few are given up rather than all (the early drop of Nexus, SOSP 2019).
+        """
+        most = self._policy.max_batch_size
+        window = [item for item in islice(bucket, WINDOW * most) if not item.delayed]
+        window = [item for item in window if _must_end(item) >= finish(item.rows)]
         if not window:
-            return 0
-        limit, borne = _latest(window[0], window[0].slo_at), 0
+            return False
+        limit, borne = _must_end(window[0]), 0
         for item in window:
             if borne and finish(borne + item.rows) > limit:
                 break
             borne += item.rows
         behind = sum(item.rows for item in window) / borne
         drained_at = now + behind * (finish(borne) - now)
-        patience = _latest(window[-1], window[-1].slo_at)
-        if drained_at <= patience:
-            return 0
-        while full > borne and finish(full) > patience:
-            full //= 2
-        return full if full > borne else 0
+        return borne < min(bucket.rows, most) and drained_at > _must_end(window[-1])
 
     def cut(self, now: float, finish: Finish) -> list[ItemT]:
         """Take out and return the batch to send now; empty when it is better to wait.
@@ -234,7 +238,7 @@ class BatchQueue(Generic[ItemT]):
             batch.append(item)
             rows = grown
             if not item.delayed:
-                limit = min(limit, _latest(item, item.slo_at))
+                limit = min(limit, _must_end(item))
         return batch
 
     def _lane(self, item: ItemT) -> Lane[ItemT]:
@@ -252,6 +256,11 @@ class BatchQueue(Generic[ItemT]):
             del bucket.lanes[item.level]
             if not bucket.lanes:
                 del self._buckets[item.bucket]
+
+
+def _must_end(item: Item) -> float:
+    """Return when a batch with this item must end: by its objective, or once missed, deadline."""
+    return _latest(item, item.deadline if item.delayed else item.slo_at)
 
 
 def _latest(item: Item, due: float) -> float:

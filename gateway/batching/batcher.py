@@ -226,10 +226,12 @@ class Batcher:
     def _pump(self) -> None:
         """Turn away what is late, cut while an instance is free, set the timer for the rest."""
         queue, now = self._queue, self._loop.time()
-        curve = self._curve
+        predicted: dict[int, float] = {}
 
         def finish(rows: int) -> float:
-            return now + curve.predict(rows, now)
+            if rows not in predicted:
+                predicted[rows] = now + self._curve.predict(rows, now)
+            return predicted[rows]
 
         for item in queue.expire(now):
             item.settle(QueueTimeout("Request timeout expired"))

@@ -19,56 +19,65 @@ HALF_LIFE_S = 2.0
 
 
 @dataclass(slots=True)
-class _Estimate:
+class _Point:
+    """Batches of about `rows` rows."""
+
+    rows: float
     mean_s: float
     deviation_s: float
     measured_at: float
 
+    def seconds(self, now: float, deviations: float) -> float:
+        value = self.mean_s + deviations * self.deviation_s
+        return value * math.pow(0.5, (now - self.measured_at) / HALF_LIFE_S)
+
 
 class LatencyCurve:
-    """Estimates by batch size, in steps of a factor of two: 1, 2, 4, 8 rows and so on."""
+    """A line through points: one for the batches of 1 row, of 2 and 3, of 4 to 7, and so on."""
 
-    __slots__ = ("_estimates",)
+    __slots__ = ("_points",)
 
     def __init__(self) -> None:
-        self._estimates: dict[int, _Estimate] = {}
+        self._points: dict[int, _Point] = {}
 
     def observe(self, rows: int, seconds: float, now: float) -> None:
         """Take in one batch that was answered `seconds` after it was sent."""
         step = rows.bit_length()
-        known = self._estimates.get(step)
-        if known is None:
-            self._estimates[step] = _Estimate(seconds, 0.0, now)
+        point = self._points.get(step)
+        if point is None:
+            self._points[step] = _Point(rows, seconds, 0.0, now)
+            self._points = dict(sorted(self._points.items()))
             return
-        known.deviation_s += _GAIN * (abs(seconds - known.mean_s) - known.deviation_s)
-        bound = max(_OUTLIER * known.mean_s, _LEAST_OUTLIER_S)
-        known.mean_s += _GAIN * (min(seconds, bound) - known.mean_s)
-        known.measured_at = now
+        # how far off the line was, not the mean: sizes within a point differ by a factor of two
+        off = abs(seconds - self.typical(rows, now))
+        point.deviation_s += _GAIN * (off - point.deviation_s)
+        bound = max(_OUTLIER * point.mean_s, _LEAST_OUTLIER_S)
+        point.mean_s += _GAIN * (min(seconds, bound) - point.mean_s)
+        point.rows += _GAIN * (rows - point.rows)
+        point.measured_at = now
 
     def predict(self, rows: int, now: float) -> float:
         """Return how long such a batch will hardly exceed, in seconds; 0 while nothing is known.
 
-        A size that was never measured is estimated from the nearest: no dearer than the next
-        larger one, and than the next smaller one as many times as its rows go in.
+        Below the smallest size that was measured it is that size's figure, above the largest in
+        proportion to the rows.
         """
-        return self._estimate(rows.bit_length(), now, _DEVIATIONS)
+        return self._at(rows, now, _DEVIATIONS)
 
     def typical(self, rows: int, now: float) -> float:
         """Return how long such a batch takes on the average, in seconds; otherwise as `predict`."""
-        return self._estimate(rows.bit_length(), now, 0.0)
+        return self._at(rows, now, 0.0)
 
-    def _estimate(self, step: int, now: float, deviations: float) -> float:
-        known = self._estimates.get(step)
-        if known is not None:
-            value = known.mean_s + deviations * known.deviation_s
-            return value * math.pow(0.5, (now - known.measured_at) / HALF_LIFE_S)
-        bounds = []
-        larger = [other for other in self._estimates if other > step]
-        smaller = [other for other in self._estimates if other < step]
-        if larger:
-            bounds.append(self._estimate(min(larger), now, deviations))
-        if smaller:
-            nearest = max(smaller)
-            factor = 2.0 ** (step - nearest)
-            bounds.append(self._estimate(nearest, now, deviations) * factor)
-        return min(bounds, default=0.0)
+    def _at(self, rows: int, now: float, deviations: float) -> float:
+        below: _Point | None = None
+        for point in self._points.values():
+            if rows <= point.rows:
+                end = point.seconds(now, deviations)
+                if below is None:
+                    return end
+                start = below.seconds(now, deviations)
+                return start + (end - start) * (rows - below.rows) / (point.rows - below.rows)
+            below = point
+        if below is None:
+            return 0.0
+        return below.seconds(now, deviations) * rows / below.rows

@@ -174,13 +174,25 @@ def test_curve_learns_a_change_within_some_batches_and_forgets_with_time() -> No
     assert curve.predict(8, HALF_LIFE_S) == pytest.approx(curve.predict(8, 0.0) / 2)
 
 
-def test_curve_bounds_a_size_it_has_not_seen_by_its_neighbours() -> None:
+def test_curve_estimates_a_size_it_has_not_seen_from_its_neighbours() -> None:
     curve = LatencyCurve()
-    curve.observe(1, 0.002, 0.0)
-    assert curve.predict(4, 0.0) == pytest.approx(0.008)
+    curve.observe(2, 0.002, 0.0)
+    assert curve.predict(1, 0.0) == pytest.approx(0.002)
+    assert curve.predict(4, 0.0) == pytest.approx(0.004)
     curve.observe(32, 0.005, 0.0)
-    assert curve.predict(4, 0.0) == pytest.approx(0.005)
+    assert curve.predict(17, 0.0) == pytest.approx(0.0035)
     assert curve.predict(64, 0.0) == pytest.approx(0.010)
+
+
+def test_curve_that_is_a_line_is_known_closely_from_mixed_sizes() -> None:
+    curve = LatencyCurve()
+    for turn in range(400):
+        rows = 1 + turn * 7 % 64
+        curve.observe(rows, 0.001 + 0.0001 * rows, 0.0)
+    for rows in (1, 5, 20, 31, 33, 60):
+        truth = 0.001 + 0.0001 * rows
+        assert 0.85 * truth < curve.typical(rows, 0.0) < 1.15 * truth
+        assert truth * 0.9 < curve.predict(rows, 0.0) < 1.4 * truth
 
 
 def test_due_times_hold_little_more_than_what_is_live() -> None:
