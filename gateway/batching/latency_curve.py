@@ -13,9 +13,12 @@ _DEVIATIONS = 2.0
 # mean as if it had taken so long, and the deviation as it is.
 _OUTLIER = 4.0
 _LEAST_OUTLIER_S = 0.0005
-# A figure loses half of itself in so many seconds without a new one. Requests are refused by the
-# estimate, and while all are refused nothing is measured: one slow batch must not close a model.
+# All figures lose half of themselves in so many seconds without any new one: requests are refused
+# by them, and while all are refused nothing is measured. One slow batch must not close a model.
 HALF_LIFE_S = 2.0
+# One that is not confirmed while others are does so, too, slowly: where a size is avoided for what
+# it took once, that is not known to be so any more.
+POINT_HALF_LIFE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -29,20 +32,22 @@ class _Point:
 
     def seconds(self, now: float, deviations: float) -> float:
         value = self.mean_s + deviations * self.deviation_s
-        return value * math.pow(0.5, (now - self.measured_at) / HALF_LIFE_S)
+        return value * math.pow(0.5, (now - self.measured_at) / POINT_HALF_LIFE_S)
 
 
 class LatencyCurve:
     """A line through points: one for the batches of 1 row, of 2 and 3, of 4 to 7, and so on."""
 
-    __slots__ = ("_points",)
+    __slots__ = ("_measured_at", "_points")
 
     def __init__(self) -> None:
+        self._measured_at = 0.0
         self._points: dict[int, _Point] = {}
 
     def observe(self, rows: int, seconds: float, now: float) -> None:
         """Take in one batch that was answered `seconds` after it was sent."""
         step = rows.bit_length()
+        self._measured_at = now
         point = self._points.get(step)
         if point is None:
             self._points[step] = _Point(rows, seconds, 0.0, now)
@@ -69,6 +74,10 @@ class LatencyCurve:
         return self._at(rows, now, 0.0)
 
     def _at(self, rows: int, now: float, deviations: float) -> float:
+        faded = math.pow(0.5, (now - self._measured_at) / HALF_LIFE_S)
+        return faded * self._on_line(rows, now, deviations)
+
+    def _on_line(self, rows: int, now: float, deviations: float) -> float:
         below: _Point | None = None
         for point in self._points.values():
             if rows <= point.rows:

@@ -171,7 +171,7 @@ def test_curve_learns_a_change_within_some_batches_and_forgets_with_time() -> No
     for _ in range(20):
         curve.observe(8, 0.030, 0.0)
     assert 0.028 < curve.predict(8, 0.0) < 0.045
-    assert curve.predict(8, HALF_LIFE_S) == pytest.approx(curve.predict(8, 0.0) / 2)
+    assert curve.predict(8, HALF_LIFE_S) == pytest.approx(curve.predict(8, 0.0) / 2, rel=0.1)
 
 
 def test_curve_estimates_a_size_it_has_not_seen_from_its_neighbours() -> None:
