@@ -26,7 +26,9 @@ STOP_WITHIN_S = 20.0
 EXIT_TIMEOUT_S = 15  # Triton's own limit for unloading its models when it is told to end
 STUBS_END_WITHIN_S = 2.0  # those of a killed server mostly see within 0.7 s that it has gone
 KEPT_LINES = 20
-_SERVING = b"Started GRPCInferenceService"
+_SERVING = b"Started Metrics Service"  # the last of its services to start
+# A signal that comes while tritonserver is still about to wait for signals is lost to it.
+SETTLED_S = 1.0
 _SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -49,6 +51,7 @@ class TritonProcess:
         self._reader: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._serving = asyncio.Event()
+        self._settled_at = 0.0
 
     @property
     def address(self) -> str:
@@ -102,7 +105,12 @@ class TritonProcess:
             )
         finally:
             serving.cancel()
+            self._settled_at = asyncio.get_running_loop().time() + SETTLED_S
             ended = self._reader.done()
+            if ended:  # its exit code, before `stop` would look for the process
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(STUBS_END_WITHIN_S):
+                        await process.wait()
             if not self._serving.is_set():
                 await self.stop()
         if not self._serving.is_set():
@@ -122,6 +130,8 @@ class TritonProcess:
         Nothing of it is left: no process, no shared memory, no temporary file.
         """
         process = self._process
+        if process is not None and process.returncode is None and self._serving.is_set():
+            await asyncio.sleep(self._settled_at - asyncio.get_running_loop().time())
         if process is not None and process.returncode is None:
             process.send_signal(signal.SIGTERM)
             try:

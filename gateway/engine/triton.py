@@ -279,7 +279,7 @@ class TritonEngine:
         return EngineUnavailable(f"the Triton server at {self._address} does not answer: {text}")
 
 
-class _NotControlled(RepositoryError):
+class _NotControlled(Exception):
     """The server was not started with --model-control-mode=explicit."""
 
 

@@ -85,7 +85,7 @@ def test_model_sleeps_in_triton_and_wakes_for_a_request(repository: Path) -> Non
             assert answered(client) == ""
             assert behind.is_model_ready("m")
             eventually(lambda: not behind.is_model_ready("m"))
-        assert states(client) == {"m": "UNAVAILABLE", "n": "UNKNOWN"}
+        eventually(lambda: states(client) == {"m": "UNAVAILABLE", "n": "UNKNOWN"})
 
 
 @pytest.mark.usefixtures("real_triton")
