@@ -46,6 +46,7 @@ class LatencyCurve:
 
     def observe(self, rows: int, seconds: float, now: float) -> None:
         """Take in one batch that was answered `seconds` after it was sent."""
+        rows = max(1, rows)  # an empty batch costs no less than one row
         step = rows.bit_length()
         self._measured_at = now
         point = self._points.get(step)

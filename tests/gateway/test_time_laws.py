@@ -184,6 +184,13 @@ def test_curve_estimates_a_size_it_has_not_seen_from_its_neighbours() -> None:
     assert curve.predict(64, 0.0) == pytest.approx(0.010)
 
 
+def test_empty_batch_is_measured_as_one_row() -> None:
+    curve = LatencyCurve()
+    curve.observe(0, 0.002, 0.0)
+    assert curve.predict(0, 0.0) == curve.predict(1, 0.0) == 0.002
+    assert curve.predict(2, 0.0) == 0.004
+
+
 def test_curve_that_is_a_line_is_known_closely_from_mixed_sizes() -> None:
     curve = LatencyCurve()
     for turn in range(400):
