@@ -106,7 +106,7 @@ def test_second_gateway_is_refused_the_port(tmp_path: Path) -> None:
 
 
 def test_missing_repository_is_one_sentence(tmp_path: Path) -> None:
-    code, stderr = run_to_end(tmp_path / "nowhere")
+    code, stderr = run_to_end(tmp_path / "nowhere", "--port", "0", "--http-port", "0")
     assert code == 1
     assert stderr.strip() == (
         f"tidegate serve: the model repository '{tmp_path / 'nowhere'}' does not exist or is not "
