@@ -159,7 +159,7 @@ class Batcher:
         policy = self._policy
         length = -1
         if policy.pad_to:
-            length = tensors.pad(request, self._spec)
+            request, length = tensors.padded(request, self._spec)
         now = self._loop.time()
         level = policy.level(request.priority) if policy.priority_levels else 0
         deadline = request.deadline

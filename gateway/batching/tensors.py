@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,12 +29,12 @@ def bucket_of(request: InferRequest) -> tuple[object, ...]:
     return tuple((tensor.name, tensor.data.shape[1:]) for tensor in request.inputs)
 
 
-def pad(request: InferRequest, spec: ModelSpec) -> int:
-    """Pad a request's variable dims, in place, to the next of the sizes that its model declares.
+def padded(request: InferRequest, spec: ModelSpec) -> tuple[InferRequest, int]:
+    """Return a request with its variable dims padded to the next size that its model declares.
 
-    With zeros (BYTES: empty), behind its own elements, copying them once. Returns the dims' own
-    size, for `cropped`; -1 where nothing was padded: no variable dim, several sizes, or one that
-    is declared itself or larger than all that are.
+    With zeros (BYTES: empty), behind its own elements, copying them once. The second value is the
+    dims' own size, for `cropped`; -1 where nothing was padded: no variable dim, several sizes, or
+    one that is declared itself or larger than all that are.
     """
     first = 1 if spec.max_batch_size > 0 else 0
     dims = {want.name: want.dims for want in spec.inputs}
@@ -44,19 +45,18 @@ def pad(request: InferRequest, spec: ModelSpec) -> int:
         if dim == -1
     }
     if len(sizes) != 1:
-        return -1
+        return request, -1
     length: int = sizes.pop()
     target = _padded_size(length, spec)
     if target == length:
-        return -1
-    request.inputs = [
-        _padded(tensor, first, dims[tensor.name], target) for tensor in request.inputs
-    ]
-    return length
+        return request, -1
+    inputs = [_padded(tensor, first, dims[tensor.name], target) for tensor in request.inputs]
+    # another request: the router may have to ask with this one again
+    return replace(request, inputs=inputs), length
 
 
 def cropped(response: InferResponse, length: int, spec: ModelSpec) -> InferResponse:
-    """Return an answer with what `pad` added cut off: views, for the variable dims of that size."""
+    """Return an answer without what `padded` added: views, for variable dims of that size."""
     first = 1 if spec.max_batch_size > 0 else 0
     target = _padded_size(length, spec)
     dims = {output.name: output.dims for output in spec.outputs}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gateway import wire
 from gateway.core import DTYPES, Array, ModelSpec, Tensor, WarmUp, WarmUpData, WarmUpInput
 from gateway.engine.model import OpenModel
 from gateway.errors import InferenceFailed, RepositoryError
@@ -138,27 +139,10 @@ def _from_file(folder: Path, one: WarmUpInput) -> Array:
         raw = file.read_bytes()
     except OSError as error:
         raise RepositoryError(f"cannot read '{FOLDER}/{one.file}': {error.strerror}") from None
-    dtype, count = DTYPES[one.datatype], math.prod(one.dims)
-    if one.datatype == "BYTES":
-        elements = _strings(raw)
-        fits = len(elements) == count
-        array = np.empty(count, np.object_)
-        if fits:
-            array[:] = elements
-    else:
-        fits = len(raw) == count * dtype.itemsize
-        array = np.frombuffer(raw, dtype) if fits else np.empty(0, dtype)
-    if not fits:
+    try:
+        return wire.array(one.datatype, tuple(one.dims), raw)
+    except ValueError:
+        count = math.prod(one.dims)
         raise RepositoryError(
             f"'{FOLDER}/{one.file}' does not hold {count} elements of {one.datatype}"
-        )
-    return array.reshape(one.dims)
-
-
-def _strings(raw: bytes) -> list[bytes]:
-    found, at = [], 0
-    while at + 4 <= len(raw):
-        size = int.from_bytes(raw[at : at + 4], "little")
-        found.append(raw[at + 4 : at + 4 + size])
-        at += 4 + size
-    return found if at == len(raw) else []
+        ) from None
