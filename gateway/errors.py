@@ -82,7 +82,7 @@ class EngineUnavailable(TidegateError):
 
 
 class ModelLost(TidegateError):
-    """The engine has forgotten the model, though nobody unloaded it: its server has restarted."""
+    """The engine has the model no more: its server has restarted, or somebody unloaded it."""
 
 
 class EngineStalled(TidegateError):

@@ -66,7 +66,10 @@ class Router:
         """Have a model that the engine's server has forgotten loaded anew, and ask once more."""
         # the lease has only just ended: READY is still the loss that the answer was about
         if entry.state is READY:
-            log.warning("%s is lost: its server has restarted; loading it anew", entry.key)
+            log.warning(
+                "%s is not in Triton any more (it has restarted, or unloaded it): loading",
+                entry.key,
+            )
             entry.unload_requested = True
             self._registry.poke()
             await entry.next_move()

@@ -67,7 +67,7 @@ def devices(runtime: RuntimeOptions, available: Collection[str]) -> tuple[int, .
         if CUDA not in available:
             raise cuda.NoGpu(
                 "this build of ONNX Runtime has no CUDA provider: uninstall onnxruntime, then "
-                "pip install 'tidegate[gpu]'"
+                "pip install '.[gpu]'"
             )
         count = cuda.device_count()
     except cuda.NoGpu as reason:

@@ -29,7 +29,9 @@ def pad_to(config: ModelConfig) -> tuple[int, ...]:
     text = config.parameters[PAD].string_value
     sizes = [part.strip() for part in text.split(",")]
     if not all(size.isascii() and size.isdecimal() and 0 < int(size) < 2**31 for size in sizes):
-        raise RepositoryError(f"parameter '{PAD}' is a list of sizes like \"16,32\", not '{text}'")
+        raise RepositoryError(
+            f"parameter '{PAD}' is a list of sizes above 0 like \"16,32\", not '{text}'"
+        )
     return tuple(sorted({int(size) for size in sizes}))
 
 
@@ -43,5 +45,7 @@ def slo_s(config: ModelConfig) -> float:
     except ValueError:
         value = math.nan
     if not 0.0 < value < math.inf:
-        raise RepositoryError(f"parameter '{SLO_MS}' is a number of milliseconds, not '{text}'")
+        raise RepositoryError(
+            f"parameter '{SLO_MS}' is a number of milliseconds above 0, not '{text}'"
+        )
     return value / 1e3

@@ -88,7 +88,7 @@ def test_gpu_that_is_not_there_is_refused_and_a_preferred_one_is_not() -> None:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_runtime_without_cuda_is_refused_with_what_to_install() -> None:
-    with pytest.raises(RepositoryError, match=r"pip install 'tidegate\[gpu\]'"):
+    with pytest.raises(RepositoryError, match=r"pip install '\.\[gpu\]'"):
         providers.devices(GPU, [CPU])
     assert providers.devices(RuntimeOptions(), [CPU]) == ()
 

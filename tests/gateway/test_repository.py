@@ -150,9 +150,17 @@ def test_own_parameters_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("pad", "16;32", "parameter 'tidegate.pad' is a list of sizes like \"16,32\", not '16;32'"),
+        (
+            "pad",
+            "16;32",
+            "parameter 'tidegate.pad' is a list of sizes above 0 like \"16,32\", not '16;32'",
+        ),
         ("pad", "0", "is a list of sizes"),
-        ("slo_ms", "soon", "parameter 'tidegate.slo_ms' is a number of milliseconds, not 'soon'"),
+        (
+            "slo_ms",
+            "soon",
+            "parameter 'tidegate.slo_ms' is a number of milliseconds above 0, not 'soon'",
+        ),
         ("slo_ms", "-1", "is a number of milliseconds"),
         ("slo_ms", "inf", "is a number of milliseconds"),
         ("slo", "1", "unknown parameter 'tidegate.slo': there are tidegate.pad, tidegate.slo_ms"),
