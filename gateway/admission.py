@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
 from gateway.core import InferRequest, InferResponse, Stage
 from gateway.errors import Overloaded
 
@@ -28,6 +31,17 @@ class Admission:
         self._enter(model)
         try:
             return await self._router.infer(request)
+        finally:
+            self._leave(model)
+
+    async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """Pass the request on, if there is room; it is inside until its last answer."""
+        model = request.model
+        self._enter(model)
+        try:
+            async with aclosing(self._router.stream(request)) as answers:
+                async for answer in answers:
+                    yield answer
         finally:
             self._leave(model)
 

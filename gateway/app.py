@@ -12,8 +12,10 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.admission import Admission
+from gateway.batching.scheduling import make_scheduler
 from gateway.config import Settings
 from gateway.engine import tritonserver
 from gateway.engine.base import Engine
@@ -30,8 +32,10 @@ from gateway.repository.catalogue import FolderCatalogue
 from gateway.router import Router
 from gateway.transport.event_loop import EventLoop
 from gateway.transport.http import HttpServer, listen, make_app
-from gateway.transport.server import GrpcServer
-from gateway.transport.servicer import Servicer
+from gateway.transport.inference import Inference
+from gateway.transport.rpcs.models import ModelRpcs
+from gateway.transport.rpcs.repository import RepositoryRpcs
+from gateway.transport.server import GrpcServer, rpcs_of
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +80,19 @@ async def _serve(
     def ready() -> bool:
         return not stopping.is_set()
 
-    admission = Admission(Router(registry), settings.max_inflight, settings.max_inflight_per_model)
-    servicer = Servicer(admission, registry, control, ready, settings.request_timeout_s)
-    grpc_server = GrpcServer(servicer, settings.max_message_bytes)
+    router = Router(registry)
+    admission = Admission(router, settings.max_inflight, settings.max_inflight_per_model)
+    inference = Inference(admission, registry, settings.request_timeout_s)
+    rpcs = rpcs_of(
+        ModelRpcs(registry, ready),
+        RepositoryRpcs(registry, control, settings.allow_repository_control),
+    )
+    grpc_server = GrpcServer(inference, rpcs, settings.max_message_bytes)
     http_server = HttpServer(make_app(metrics, ready), http_socket)
     port = await grpc_server.start(settings.host, settings.port)
     async with asyncio.TaskGroup() as tasks:
-        reconciler = Reconciler(
-            registry, backend.engine, settings.idle_timeout_s, settings.engine_timeout_s
-        )
+        schedule = partial(make_scheduler, backend.engine, router, settings.engine_timeout_s)
+        reconciler = Reconciler(registry, backend.engine, settings.idle_timeout_s, schedule)
         control_loop = tasks.create_task(reconciler.run(), name="reconciler")
         tasks.create_task(http_server.run(), name="http")
         _spare_the_collector()

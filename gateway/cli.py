@@ -49,12 +49,14 @@ def serve(argv: list[str]) -> int:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML")
     for name, field in Settings.model_fields.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            default=argparse.SUPPRESS,
-            metavar="VALUE",
-            help=f"{field.description} (default: {field.default})",
-        )
+        text = f"{field.description} (default: {field.default})"
+        flag = f"--{name.replace('_', '-')}"
+        if field.annotation is bool:
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+        else:
+            parser.add_argument(flag, default=argparse.SUPPRESS, metavar="VALUE", help=text)
     flags = vars(parser.parse_args(argv))
     file = flags.pop("config")
     try:

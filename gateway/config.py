@@ -74,6 +74,15 @@ class Settings(BaseModel):
     triton_env: Path = Field(
         Path(".venv-triton"), description="the environment that `make triton` makes"
     )
+    allow_client_shm: bool = Field(
+        False, description="let clients register shared memory of this machine and use it"
+    )
+    allow_repository_control: bool = Field(
+        False, description="let clients load and unload models by name"
+    )
+    response_cache_bytes: int = Field(
+        64 * 1024**2, ge=0, description="bound on cached answers, all models together; 0 keeps none"
+    )
     log_format: Literal["text", "json"] = Field("text", description="how a log line looks")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log line to print"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from gateway.ensemble import EnsembleStep
+from gateway.sequence import SequenceBatching, SequenceMark
+
 Array = npt.NDArray[Any]
+ParameterValue = bool | int | float | str
+Parameters = Mapping[str, ParameterValue]
+NO_PARAMETERS: Parameters = MappingProxyType({})
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -76,6 +83,14 @@ def request_label(request_id: str) -> str:
     return f"[request id: {request_id or '<id_unknown>'}] "
 
 
+class Trace(Protocol):
+    """Where the stages of one request say what they spent its time on."""
+
+    def span(self, name: str, started: float, ended: float, **attributes: ParameterValue) -> None:
+        """Add a span; both times in seconds of the event loop's clock."""
+        ...
+
+
 @dataclass(slots=True)
 class InferRequest:
     """One client's question.
@@ -83,6 +98,8 @@ class InferRequest:
     `version` is as the client wrote it ("" lets the gateway choose). `deadline` is absolute, in
     seconds of the event loop's clock. `outputs` are the names asked for, in order; empty asks for
     all. `priority` 0 means the model's default level; `timeout_us` 0 means the queue's own.
+    `parameters` are those that mean nothing to the gateway: a Triton server's model gets them.
+    `trace` is there for the few requests that are traced.
     """
 
     model: str
@@ -93,6 +110,9 @@ class InferRequest:
     deadline: float
     priority: int = 0
     timeout_us: int = 0
+    sequence: SequenceMark | None = None
+    parameters: Parameters = field(default_factory=lambda: NO_PARAMETERS)
+    trace: Trace | None = None
 
     @property
     def label(self) -> str:
@@ -107,13 +127,18 @@ class InferResponse(NamedTuple):
     version: int
     id: str
     outputs: list[Tensor]
+    parameters: Parameters = NO_PARAMETERS
 
 
 class Stage(Protocol):
     """A stage of the request path. It knows the next stage and no other."""
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Return the answer, or raise a `TidegateError`."""
+        """Return the one answer, or raise a `TidegateError`."""
+        ...
+
+    def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """Yield the answers of a decoupled model, none to many; of any other its one answer."""
         ...
 
 
@@ -255,7 +280,10 @@ class ModelSpec:
     `path` is the version's folder, `config` the completed `inference.ModelConfig`, serialized: the
     transport alone reads it. `max_batch_size` 0 means that the model has no batch dimension.
     `modified_ns` is the newest change of the version's files, so that two readings of an
-    unchanged version are equal. `utf8_only`: what runs it takes no BYTES but UTF-8.
+    unchanged version are equal. `utf8_only`: what runs it takes no BYTES but UTF-8. `steps` make
+    it an ensemble. `forwarded`: its requests go to the engine one by one, which schedules them.
+    `parametric`: what runs it looks at the parameters of requests.
+    `cached`: equal requests may be answered from the response cache.
     """
 
     key: ModelKey
@@ -272,6 +300,12 @@ class ModelSpec:
     config: bytes
     utf8_only: bool = False
     runtime: RuntimeOptions = RuntimeOptions()
+    sequence: SequenceBatching | None = None
+    steps: tuple[EnsembleStep, ...] = ()
+    decoupled: bool = False
+    forwarded: bool = False
+    parametric: bool = False
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ TidegateError
  +- RepositoryError         a model's files are not what they should be
  +- InvalidRequest          the request contradicts itself or its model
  +- NotSupported            asks for something this gateway does not do
+ +- NotAllowed              asks for something that is closed to clients
+ +- NotFound                no such thing (a shared memory region, say)
+ +- AlreadyExists           there is such a thing already
  +- ModelNotFound           no such model or version in the repository
  +- ModelUnavailable        known, but cannot be made ready
  +- LoadFailed              an explicit load did not succeed
@@ -39,6 +42,18 @@ class InvalidRequest(TidegateError):
 
 class NotSupported(TidegateError):
     """The request asks for something that this gateway does not do."""
+
+
+class NotAllowed(TidegateError):
+    """The request asks for something that whoever runs the gateway keeps closed to clients."""
+
+
+class NotFound(TidegateError):
+    """There is no such thing."""
+
+
+class AlreadyExists(TidegateError):
+    """There is such a thing already."""
 
 
 class ModelNotFound(TidegateError):

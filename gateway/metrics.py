@@ -7,7 +7,7 @@ Where the meaning is Triton's the name is Triton's, so that existing dashboards 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -70,6 +70,15 @@ class ModelStats:
     load_s: float = 0.0
     batch_rows: Histogram = field(default_factory=lambda: Histogram(BATCH_BOUNDS))
     latency: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
+
+    def executed(self, rows: int, waits_s: Iterable[float], took_s: float) -> None:
+        """Count one run of `rows` elements; its requests have waited `waits_s` in the queue."""
+        self.executions += 1
+        self.inferences += rows
+        self.batch_rows.observe(rows)
+        for waited_s in waits_s:
+            self.queue_s += waited_s
+            self.compute_s += took_s
 
     def answered(self, took_s: float) -> None:
         """Count one request that was answered after `took_s` seconds."""

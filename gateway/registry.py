@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 
-from gateway.batching.batcher import Batcher
+from gateway.batching.scheduler import Scheduler
 from gateway.core import LEGAL_MOVES, ModelKey, ModelRow, ModelSpec, ModelState
 from gateway.errors import InvalidRequest, ModelNotFound, ModelUnavailable
 from gateway.metrics import Metrics
@@ -18,7 +18,7 @@ IN_MEMORY = frozenset({ModelState.LOADING, ModelState.READY, ModelState.UNLOADIN
 
 
 class Entry:
-    """One model version's row. `batcher` is there exactly while the state is READY."""
+    """One model version's row. `scheduler` is there exactly while the state is READY."""
 
     def __init__(self, spec: ModelSpec, metrics: Metrics) -> None:
         self.spec = spec  # what requests are held against: as the engine has it, once loaded
@@ -26,7 +26,7 @@ class Entry:
         self.stats = metrics.model(spec.key)
         self.state = ModelState.UNKNOWN
         self.reason = ""
-        self.batcher: Batcher | None = None
+        self.scheduler: Scheduler | None = None
         self.waiting = 0
         self.in_flight = 0
         self.last_used = 0.0
@@ -54,8 +54,8 @@ class Entry:
             key=self.key,
             state=self.state,
             waiting=self.waiting,
-            queued=self.batcher.queued if self.batcher else 0,
-            running=self.batcher.running if self.batcher else 0,
+            queued=self.scheduler.queued if self.scheduler else 0,
+            running=self.scheduler.running if self.scheduler else 0,
             in_flight=self.in_flight,
             last_used=self.last_used,
             resident_bytes=self.resident_bytes,
@@ -123,7 +123,7 @@ class Entry:
 
 
 class Lease:
-    """The use of a ready model, held by scope, by many requests at once. Gives its batcher."""
+    """The use of a ready model, held by scope, by many requests at once. Gives its scheduler."""
 
     __slots__ = ("_entry", "_loop")
 
@@ -132,12 +132,12 @@ class Lease:
         # asked for once: on Python 3.11 every question costs a system call
         self._loop = asyncio.get_running_loop()
 
-    def __enter__(self) -> Batcher:
+    def __enter__(self) -> Scheduler:
         entry = self._entry
-        if entry.batcher is None:
+        if entry.scheduler is None:
             raise AssertionError(f"{entry.key}: lease on a {entry.state} model: this is a bug")
         entry.in_flight += 1
-        return entry.batcher
+        return entry.scheduler
 
     def __exit__(self, *_exc: object) -> None:
         entry = self._entry

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from gateway import signature
 from gateway.core import InferRequest, InferResponse, ModelState
@@ -38,18 +40,15 @@ class Router:
         started = time.perf_counter()
         entry = self._registry.find(request.model, request.version)
         try:
-            spec = entry.spec
-            signature.check(request, spec)
-            if entry.state is not READY:
-                await self._until_ready(entry, request.deadline)
-                if entry.spec is not spec:  # the wait ended in a newer reading of the model
-                    signature.check(request, entry.spec)
+            await self._ready_for(entry, request)
             try:
                 # no await between here and the lease: the state cannot change meanwhile
-                with entry.lease as batcher:
-                    response = await batcher.infer(request)
+                with entry.lease as scheduler:
+                    response = await scheduler.infer(request)
             except ModelLost:
-                response = await self._reloaded(entry, request)
+                await self._reloaded(entry, request)
+                with entry.lease as scheduler:
+                    response = await scheduler.infer(request)
         except TidegateError:
             entry.stats.failure += 1
             raise
@@ -62,8 +61,49 @@ class Router:
         entry.stats.answered(time.perf_counter() - started)
         return response
 
-    async def _reloaded(self, entry: Entry, request: InferRequest) -> InferResponse:
-        """Have a model that the engine's server has forgotten loaded anew, and ask once more."""
+    async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """Yield the answers of a decoupled model as they come; of any other its one answer.
+
+        Raises like `infer`. A decoupled model that its server has forgotten is loaded anew unless
+        answers have come already.
+        """
+        entry = self._registry.find(request.model, request.version)
+        if not entry.spec.decoupled:
+            yield await self.infer(request)
+            return
+        started = time.perf_counter()
+        may_ask_again = True
+        try:
+            await self._ready_for(entry, request)
+            while True:
+                try:
+                    with entry.lease as scheduler:
+                        async with aclosing(scheduler.stream(request)) as answers:
+                            async for answer in answers:
+                                may_ask_again = False
+                                yield answer
+                    break
+                except ModelLost:
+                    if not may_ask_again:
+                        raise
+                    may_ask_again = False
+                    await self._reloaded(entry, request)
+        except TidegateError:
+            entry.stats.failure += 1
+            raise
+        entry.stats.answered(time.perf_counter() - started)
+
+    async def _ready_for(self, entry: Entry, request: InferRequest) -> None:
+        """Return once the entry can serve the request; nothing may be awaited before its lease."""
+        spec = entry.spec
+        signature.check(request, spec)
+        if entry.state is not READY:
+            await self._until_ready(entry, request.deadline)
+            if entry.spec is not spec:  # the wait ended in a newer reading of the model
+                signature.check(request, entry.spec)
+
+    async def _reloaded(self, entry: Entry, request: InferRequest) -> None:
+        """Have a model that the engine's server has forgotten loaded anew."""
         # the lease has only just ended: READY is still the loss that the answer was about
         if entry.state is READY:
             log.warning(
@@ -75,8 +115,6 @@ class Router:
             await entry.next_move()
         await self._until_ready(entry, request.deadline)
         signature.check(request, entry.spec)
-        with entry.lease as batcher:
-            return await batcher.infer(request)
 
     async def _until_ready(self, entry: Entry, deadline: float) -> None:
         failures = entry.stats.load_failures

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from gateway.core import DTYPES, Array, Tensor
+from gateway.core import DTYPES, Array, Parameters, ParameterValue, Tensor
 
 Bytes = bytes | memoryview
 
@@ -58,6 +58,27 @@ def field(tag: int, content: Bytes) -> tuple[bytes, Bytes]:
         length >>= 7
     prefix.append(length)
     return bytes(prefix), content
+
+
+def parameter(given: Any) -> ParameterValue:
+    """Return the value of an InferParameter message; "" where it has none."""
+    kind = given.WhichOneof("parameter_choice")
+    value: ParameterValue = getattr(given, kind) if kind else ""
+    return value
+
+
+def put_parameters(given: Parameters, fields: Any) -> None:
+    """Write parameters into a message's map from names to InferParameter messages."""
+    for name, value in given.items():
+        match value:
+            case bool():  # before int, which it is, too
+                fields[name].bool_param = value
+            case int():
+                fields[name].int64_param = value
+            case float():
+                fields[name].double_param = value
+            case str():
+                fields[name].string_param = value
 
 
 def pack_strings(strings: Array) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.batching import tensors
@@ -144,6 +144,10 @@ class Batcher:
             if self._line is not None:
                 self._flush(self._line)
 
+    async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """Yield the one answer."""
+        yield await self.infer(request)
+
     async def drained(self) -> None:
         """Return when nothing waits and nothing runs."""
         while not self.idle:
@@ -165,7 +169,7 @@ class Batcher:
         deadline = request.deadline
         item = _Pending(
             tensors.rows_of(request, self._spec),
-            () if self._uniform else tensors.bucket_of(request),
+            self._bucket(request),
             now,
             deadline,
             level,
@@ -191,6 +195,11 @@ class Batcher:
         elif not self._pump_due:
             self._pump_soon()
         return item
+
+    def _bucket(self, request: InferRequest) -> tuple[object, ...]:
+        if self._uniform and not (request.parameters and self._spec.parametric):
+            return ()
+        return tensors.bucket_of(request, self._spec)
 
     def _timeout_s(self, request: InferRequest, level: int) -> float:
         queue = self._policy.queue(level)
@@ -301,7 +310,10 @@ class Batcher:
         try:
             async with asyncio.timeout(self._limit_s):
                 outputs = await self._engine.infer(
-                    spec.key, tensors.stack(requests), tensors.wanted(requests, spec)
+                    spec.key,
+                    tensors.stack(requests),
+                    tensors.wanted(requests, spec),
+                    requests[0].parameters,
                 )
             finished = self._loop.time()
             retry = False  # an answer that does not fit is no refusal
@@ -330,13 +342,8 @@ class Batcher:
 
     def _count(self, batch: list[_Pending], rows: int, started: float, finished: float) -> None:
         self._curve.observe(rows, finished - started, finished)
-        stats = self._stats
-        stats.executions += 1
-        stats.inferences += rows
-        stats.batch_rows.observe(rows)
-        stats.compute_s += (finished - started) * len(batch)
-        for item in batch:
-            stats.queue_s += started - item.queued_at
+        waits_s = [started - item.queued_at for item in batch]
+        self._stats.executed(rows, waits_s, finished - started)
 
     def _deliver(self, batch: Sequence[_Pending], outcomes: Sequence[_Outcome]) -> None:
         """Hand out answers: at once, or each in its turn where the order is to be kept."""

@@ -17,16 +17,18 @@ def rows_of(request: InferRequest, spec: ModelSpec) -> int:
 
 
 def uniform(spec: ModelSpec) -> bool:
-    """Return whether every request of the model can share a batch with every other."""
+    """Return whether the shapes of every request of the model are those of every other."""
     return all(-1 not in tensor.dims and not tensor.optional for tensor in spec.inputs)
 
 
-def bucket_of(request: InferRequest) -> tuple[object, ...]:
+def bucket_of(request: InferRequest, spec: ModelSpec) -> tuple[object, ...]:
     """Return a value that is equal for requests that may share a batch.
 
-    They may when they bring the same inputs with the same shapes beyond the batch dimension.
+    They may when they bring the same inputs with the same shapes beyond the batch dimension, and
+    the same parameters, where the model looks at them.
     """
-    return tuple((tensor.name, tensor.data.shape[1:]) for tensor in request.inputs)
+    shapes = tuple((tensor.name, tensor.data.shape[1:]) for tensor in request.inputs)
+    return (shapes, frozenset(request.parameters.items())) if spec.parametric else shapes
 
 
 def padded(request: InferRequest, spec: ModelSpec) -> tuple[InferRequest, int]:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple, Protocol
 
-from gateway.core import ModelKey, ModelSpec, Tensor
+from gateway.core import (
+    NO_PARAMETERS,
+    InferRequest,
+    InferResponse,
+    ModelKey,
+    ModelSpec,
+    Parameters,
+    Tensor,
+)
 
 
 class Loaded(NamedTuple):
@@ -35,13 +43,29 @@ class Engine(Protocol):
         ...
 
     async def infer(
-        self, key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]
+        self,
+        key: ModelKey,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str],
+        parameters: Parameters = NO_PARAMETERS,
     ) -> list[Tensor]:
         """Return the named outputs of one batch, in that order.
 
+        `parameters` are what all members of the batch have said to the model beside their tensors.
         Raises `InferenceFailed` where the model refuses it. A caller that is cancelled here gets
         its CancelledError soon; what the engine can abort of the run, it aborts.
         """
+        ...
+
+    async def forward(self, key: ModelKey, request: InferRequest) -> InferResponse:
+        """Return the answer to one request that the engine schedules itself.
+
+        For versions that `load` returned as `forwarded`. Raises and is cancelled like `infer`.
+        """
+        ...
+
+    def stream(self, key: ModelKey, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """Yield the answers of a decoupled model as they come; otherwise like `forward`."""
         ...
 
     async def close(self) -> None:

@@ -6,13 +6,21 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from gateway.core import ModelKey, ModelSpec, Tensor
+from gateway.core import (
+    NO_PARAMETERS,
+    InferRequest,
+    InferResponse,
+    ModelKey,
+    ModelSpec,
+    Parameters,
+    Tensor,
+)
 from gateway.engine import plan
 from gateway.engine.base import Loaded
 from gateway.engine.model import OpenModel
@@ -133,7 +141,11 @@ class EmbeddedEngine:
             await asyncio.get_running_loop().run_in_executor(self._loads, model.close)
 
     async def infer(
-        self, key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]
+        self,
+        key: ModelKey,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str],
+        parameters: Parameters = NO_PARAMETERS,
     ) -> list[Tensor]:
         """Run one batch, in a worker thread unless the model is a quick one; see `Engine.infer`.
 
@@ -151,6 +163,14 @@ class EmbeddedEngine:
         except asyncio.CancelledError:
             run.terminate = True
             raise
+
+    async def forward(self, key: ModelKey, request: InferRequest) -> InferResponse:
+        """Never called: this engine schedules nothing."""
+        raise AssertionError(f"{key} forwarded to the embedded engine: this is a bug")
+
+    def stream(self, key: ModelKey, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """Never called: this engine has no decoupled models."""
+        raise AssertionError(f"{key} streamed from the embedded engine: this is a bug")
 
     async def close(self) -> None:
         """Abort what still runs (between two operators) and end the worker threads."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,17 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from gateway import wire
-from gateway.core import ModelKey, ModelSpec, Tensor, request_label
+from gateway.core import (
+    NO_PARAMETERS,
+    InferRequest,
+    InferResponse,
+    ModelKey,
+    ModelSpec,
+    Parameters,
+    Tensor,
+    request_label,
+)
+from gateway.engine import triton_messages as messages
 from gateway.engine.base import Loaded
 from gateway.errors import (
     EngineUnavailable,
@@ -29,7 +38,6 @@ from gateway.errors import (
     RequestRefused,
     TidegateError,
 )
-from gateway.repository import config_pbtxt
 from gateway.repository.model_spec import model_spec
 from gateway.repository.reader import ModelListing
 
@@ -46,11 +54,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
-_INFER = "/inference.GRPCInferenceService/ModelInfer"
-# the number of the field and its wire type, 2 for bytes
-_RAW_INPUT_CONTENTS = (
-    pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
-)
+_SERVICE = "/inference.GRPCInferenceService/"
+_ERRORS_AS_STATUS = (("triton_grpc_error", "true"),)
 _UNLABELLED = request_label("")
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
 _UNKNOWN_MODEL = "Request for unknown model"
@@ -86,7 +91,11 @@ class TritonEngine:
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         # bytes out: the messages are put together here, without protobuf's copy of the contents
         self._infer: Any = self._channel.unary_unary(
-            _INFER, response_deserializer=pb.ModelInferResponse.FromString
+            _SERVICE + "ModelInfer", response_deserializer=pb.ModelInferResponse.FromString
+        )
+        self._stream: Any = self._channel.stream_stream(
+            _SERVICE + "ModelStreamInfer",
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
         )
         self._models: defaultdict[str, _Held] = defaultdict(_Held)
 
@@ -113,32 +122,53 @@ class TritonEngine:
                 await self._release(key, held)
 
     async def infer(
-        self, key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]
+        self,
+        key: ModelKey,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str],
+        parameters: Parameters = NO_PARAMETERS,
     ) -> list[Tensor]:
         """Send one batch as one request. Cancelling the caller cancels the request.
 
         Raises `ModelLost` where Triton has not the model any more, `EngineUnavailable` where it
         cannot be reached, `RequestRefused` where it finds fault with the request.
         """
+        message = messages.batch(key, inputs, outputs, parameters)
         try:
-            response = await self._infer(_message(key, inputs, outputs))
+            response = await self._infer(message)
         except grpc.aio.AioRpcError as error:
             raise self._inference_error(error) from None
+        by_name = {tensor.name: tensor for tensor in messages.tensors(key, response)}
         try:
-            by_name = {
-                output.name: Tensor(
-                    output.name,
-                    output.datatype,
-                    wire.array(output.datatype, tuple(output.shape), raw),
-                )
-                for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-            }
             # Triton answers in its configuration's order
             return [by_name[name] for name in outputs]
-        except (ValueError, KeyError) as error:
-            raise InferenceFailed(
-                f"Triton's answer for '{key.name}' makes no sense: {error}"
-            ) from error
+        except KeyError as error:
+            raise messages.nonsense(key, error) from None
+
+    async def forward(self, key: ModelKey, request: InferRequest) -> InferResponse:
+        """Send a request as it came. Raises and is cancelled like `infer`."""
+        try:
+            answer = await self._infer(messages.request(key, request))
+        except grpc.aio.AioRpcError as error:
+            raise self._inference_error(error) from None
+        return messages.response(key, request, answer)
+
+    async def stream(
+        self, key: ModelKey, request: InferRequest
+    ) -> AsyncGenerator[InferResponse, None]:
+        """Send a request as it came, and yield all its answers. Raises like `infer`."""
+        call = self._stream(metadata=_ERRORS_AS_STATUS)
+        try:
+            await call.write(messages.request(key, request))
+            await call.done_writing()
+            async for each in call:
+                if each.error_message:  # a Triton that does not know of _ERRORS_AS_STATUS
+                    raise self._refusal(each.error_message)
+                yield messages.response(key, request, each.infer_response)
+        except grpc.aio.AioRpcError as error:
+            raise self._inference_error(error) from None
+        finally:
+            call.cancel()
 
     async def close(self) -> None:
         """Close the connection."""
@@ -224,11 +254,10 @@ class TritonEngine:
     async def _describe(self, key: ModelKey, spec: ModelSpec | None = None) -> ModelSpec:
         """Return a ready version by Triton's own completed configuration; its files as in `spec`.
 
-        Raises `RepositoryError` where the version is not ready, or of a kind not served yet.
+        Raises `RepositoryError` where the version is not ready.
         """
         request = pb.ModelConfigRequest(name=key.name, version=str(key.version))
         config = (await self._ask(self._stub.ModelConfig, request)).config
-        config_pbtxt.check_served(config)
         if spec is None:
             return model_spec(config, key.version, Path(key.name, str(key.version)))
         return model_spec(config, key.version, spec.path, spec.file_bytes, spec.modified_ns)
@@ -254,6 +283,11 @@ class TritonEngine:
             if self._is_down(error):
                 raise self._down(text) from None
             raise RepositoryError(text.strip()) from None
+
+    def _refusal(self, text: str) -> TidegateError:
+        """Return what an error message in a stream says: it carries no status."""
+        text = text.removeprefix(_UNLABELLED)
+        return ModelLost(text) if text.startswith(_UNKNOWN_MODEL) else InferenceFailed(text)
 
     def _inference_error(self, error: grpc.aio.AioRpcError) -> TidegateError:
         text = (error.details() or "").removeprefix(_UNLABELLED)
@@ -281,20 +315,3 @@ class TritonEngine:
 
 class _NotControlled(Exception):
     """The server was not started with --model-control-mode=explicit."""
-
-
-def _message(key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]) -> bytes:
-    """Return a ModelInferRequest, serialized. The arrays are copied once, into it.
-
-    protobuf would copy them three times: out of the array, into the message, into the bytes. Its
-    fields may come in any order and in pieces, so the contents can be put behind the rest.
-    """
-    head = pb.ModelInferRequest(model_name=key.name, model_version=str(key.version))
-    for tensor in inputs:
-        head.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.data.shape)
-    for name in outputs:
-        head.outputs.add(name=name)
-    parts: list[wire.Bytes] = [head.SerializeToString()]
-    for tensor in inputs:
-        parts += wire.field(_RAW_INPUT_CONTENTS, wire.contents(tensor))
-    return b"".join(parts)

@@ -8,7 +8,7 @@ import math
 import time
 from contextlib import suppress
 
-from gateway.batching.batcher import Batcher
+from gateway.batching.scheduler import Schedule
 from gateway.core import ModelState
 from gateway.engine.base import Engine
 from gateway.errors import EngineUnavailable, TidegateError
@@ -34,12 +34,12 @@ class Reconciler:
         registry: Registry,
         engine: Engine,
         idle_timeout_s: float,
-        engine_timeout_s: float = math.inf,
+        schedule: Schedule,
     ) -> None:
         self._registry = registry
         self._engine = engine
         self._idle_timeout_s = idle_timeout_s
-        self._engine_timeout_s = engine_timeout_s
+        self._schedule = schedule
 
     async def run(self) -> None:
         """Decide whenever somebody pokes or a decision falls due, until cancelled.
@@ -70,7 +70,7 @@ class Reconciler:
                 entry.move(ModelState.UNLOADING)
             if entry.state is ModelState.UNLOADING:
                 await self._engine.unload(entry.key)
-                entry.batcher = None
+                entry.scheduler = None
                 entry.move(ModelState.UNAVAILABLE, "the gateway has shut down")
 
     def _start(self, action: Action, tasks: asyncio.TaskGroup) -> None:
@@ -108,9 +108,7 @@ class Reconciler:
             entry.stats.loads += 1
             entry.stats.load_s += took
             entry.spec, entry.resident_bytes = loaded
-            entry.batcher = Batcher(
-                entry.spec, self._engine, tasks, entry.stats, self._engine_timeout_s
-            )
+            entry.scheduler = self._schedule(entry.spec, entry.stats, tasks)
             entry.last_used = asyncio.get_running_loop().time()
             entry.loaded = entry.reading
             # asked for meanwhile, a newer reading still has to be loaded
@@ -136,12 +134,12 @@ class Reconciler:
 
     async def _unload(self, entry: Entry, reason: str) -> None:
         await entry.drained()
-        if entry.batcher is None:
-            raise AssertionError(f"{entry.key}: unload without a batcher: this is a bug")
+        if entry.scheduler is None:
+            raise AssertionError(f"{entry.key}: unload without a scheduler: this is a bug")
         # a batch whose every caller has left still runs
-        await entry.batcher.drained()
-        entry.batcher.close()
-        entry.batcher = None
+        await entry.scheduler.drained()
+        entry.scheduler.close()
+        entry.scheduler = None
         await self._engine.unload(entry.key)
         entry.resident_bytes = 0
         entry.unload_requested = False

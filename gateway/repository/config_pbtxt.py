@@ -38,8 +38,6 @@ _DATATYPES = {
 }
 DATATYPE_NUMBERS = {name: number for number, name in _DATATYPES.items()}
 
-_NOT_YET = ("sequence_batching", "ensemble_scheduling")
-
 
 def parse(text: str, file: Path) -> ModelConfig:
     """Return the message. Raises `RepositoryError` naming the line of what is wrong."""
@@ -49,15 +47,6 @@ def parse(text: str, file: Path) -> ModelConfig:
         # the parser begins its text with "line:column : "
         reason = str(error).split(" : ", 1)[-1]
         raise RepositoryError(f"{file.name} line {error.GetLine()}: {reason}") from None
-
-
-def check_served(config: ModelConfig) -> None:
-    """Raise `RepositoryError` where a configuration asks for what no engine does yet."""
-    for field in _NOT_YET:
-        if config.HasField(field):
-            raise RepositoryError(f"{field} is not supported yet")
-    if config.model_transaction_policy.decoupled:
-        raise RepositoryError("decoupled models are not supported yet")
 
 
 def is_onnx(config: ModelConfig) -> bool:
@@ -77,6 +66,10 @@ def default_model_file(config: ModelConfig) -> str:
 
 def check_embedded(config: ModelConfig) -> None:
     """Raise `RepositoryError` where a configuration asks for what this process cannot run."""
+    if config.model_transaction_policy.decoupled:
+        raise RepositoryError(
+            "the embedded engine serves no decoupled models: an ONNX model answers once"
+        )
     if not is_onnx(config) and not is_plan(config):
         kind = "platform" if config.platform else "backend"
         raise RepositoryError(

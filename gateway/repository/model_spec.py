@@ -14,9 +14,15 @@ def model_spec(
     path: Path,
     file_bytes: int = 0,
     modified_ns: int = 0,
-    utf8_only: bool = False,
+    embedded: bool = False,
 ) -> ModelSpec:
-    """Return one version of a model whose configuration is complete and checked."""
+    """Return one version of a model whose configuration is complete and checked.
+
+    `embedded`: this process runs it, and not a Triton server.
+    """
+    scheduled_by_triton = (
+        config.HasField("sequence_batching") or config.model_transaction_policy.decoupled
+    )
     return ModelSpec(
         key=ModelKey(config.name, version),
         path=path,
@@ -30,8 +36,12 @@ def model_spec(
         file_bytes=file_bytes,
         modified_ns=modified_ns,
         config=config.SerializeToString(deterministic=True),
-        utf8_only=utf8_only,
+        utf8_only=embedded,  # ONNX Runtime's Python API takes no other text
         runtime=config_pbtxt.runtime_options(config),
+        decoupled=config.model_transaction_policy.decoupled,
+        forwarded=scheduled_by_triton and not embedded,
+        parametric=not embedded,
+        cached=config.response_cache.enable,
     )
 
 

@@ -88,7 +88,6 @@ def _read_config(
     if not numbers:
         seen = f" ('{ignored[0]}' is none)" if ignored else ""
         raise RepositoryError(f"no version folder: versions are whole numbers > 0{seen}")
-    config_pbtxt.check_served(config)
     if embedded:
         config_pbtxt.check_embedded(config)
     _complete(config, folder, numbers[-1])
@@ -132,5 +131,5 @@ def _spec(folder: Path, number: int, config: config_pbtxt.ModelConfig, embedded:
         path,
         file_bytes=sum(stat.st_size for stat in stats),
         modified_ns=max((stat.st_mtime_ns for stat in stats), default=0),
-        utf8_only=embedded,  # ONNX Runtime's Python API takes no other text
+        embedded=embedded,
     )

@@ -9,8 +9,17 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway import wire
-from gateway.core import DTYPES, Array, InferRequest, InferResponse, Tensor, request_label
+from gateway.core import (
+    DTYPES,
+    Array,
+    InferRequest,
+    InferResponse,
+    Parameters,
+    Tensor,
+    request_label,
+)
 from gateway.errors import InvalidRequest, NotSupported
+from gateway.transport import parameters
 
 # typed field of InferTensorContents for each datatype; FP16 and BF16 travel raw only
 _TYPED_FIELD = {
@@ -40,8 +49,6 @@ _FIELD_HOLDS = {
 }
 MAX_DIMS = 64  # NumPy's own limit
 _UNSUPPORTED_OUTPUT = ("classification", "shared_memory_region")
-_RESERVED = "triton_"
-_ALLOWED = "triton_enable_empty_final_response"
 
 
 def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
@@ -79,9 +86,7 @@ def decode(message: pb.ModelInferRequest, deadline: float) -> InferRequest:
         deadline,
     )
     if message.parameters:
-        _check_reserved(message)
-        request.priority = _priority(message)
-        request.timeout_us = _timeout_us(message)
+        parameters.take(message.parameters, request)
     return request
 
 
@@ -100,6 +105,8 @@ def encode(response: InferResponse) -> bytes:
     head = _heads.get(layout)
     if head is None:
         head = _head(layout)
+    if response.parameters:
+        head += _parameters(response.parameters)
     parts: list[wire.Bytes] = [head]
     if response.id:
         parts += wire.field(_ID, response.id.encode())
@@ -132,6 +139,13 @@ def _head(layout: _Layout) -> bytes:
     head: bytes = message.SerializeToString()
     _heads[layout] = head
     return head
+
+
+def _parameters(given: Parameters) -> bytes:
+    message = pb.ModelInferResponse()
+    wire.put_parameters(given, message.parameters)
+    serialized: bytes = message.SerializeToString()
+    return serialized
 
 
 def _outputs(message: pb.ModelInferRequest) -> list[str]:
@@ -319,39 +333,6 @@ def _dtype(
             message, f"input '{tensor.name}' has an unknown data type '{tensor.datatype}'"
         )
     return dtype
-
-
-def _check_reserved(message: pb.ModelInferRequest) -> None:
-    for name in message.parameters:
-        if name.startswith(_RESERVED) and name != _ALLOWED:
-            raise InvalidRequest(
-                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the "
-                f"following keys starting with 'triton_' are allowed: {_ALLOWED}"
-            )
-
-
-def _priority(message: pb.ModelInferRequest) -> int:
-    if "priority" not in message.parameters:
-        return 0
-    parameter = message.parameters["priority"]
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind not in ("int64_param", "uint64_param"):
-        raise InvalidRequest(
-            "invalid value type for 'priority' parameter, expected int64_param or uint64_param."
-        )
-    priority = int(getattr(parameter, kind))
-    if priority < 0:
-        raise InvalidRequest("invalid value for 'priority', expected value >= 0.")
-    return priority
-
-
-def _timeout_us(message: pb.ModelInferRequest) -> int:
-    if "timeout" not in message.parameters:
-        return 0
-    parameter = message.parameters["timeout"]
-    if parameter.WhichOneof("parameter_choice") != "int64_param":
-        raise InvalidRequest("invalid value type for 'timeout' parameter, expected int64_param.")
-    return max(0, int(parameter.int64_param))  # to Triton a negative one is a very long one
 
 
 def _invalid(message: pb.ModelInferRequest, text: str) -> InvalidRequest:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
@@ -23,7 +24,8 @@ from gateway.errors import (
     StartError,
     TidegateError,
 )
-from gateway.transport.servicer import Context, Servicer
+from gateway.transport import stream
+from gateway.transport.inference import Inference
 from gateway.transport.status import STATUS
 
 log = logging.getLogger(__name__)
@@ -33,13 +35,28 @@ INFERENCE_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceServic
 LAME_DUCK_S = 0.25  # how long new calls are still refused properly after the last answer
 MAX_STATUS_TEXT = 2000
 
-Rpc = Callable[[Any, Context], Awaitable[Message | bytes]]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Rpc = Callable[[Any], Awaitable[Message]]
+_ERRORS_END_STREAMS = ("triton_grpc_error", "true")  # metadata of a stream's call
+
+
+def rpcs_of(*servicers: object) -> dict[str, Rpc]:
+    """Return the methods that carry the names of the protocol's RPCs."""
+    names = [method.name for method in INFERENCE_SERVICE.methods]
+    return {
+        name: getattr(servicer, name)
+        for servicer in servicers
+        for name in names
+        if hasattr(servicer, name)
+    }
 
 
 class GrpcServer:
     """Serves KServe v2 on one port."""
 
-    def __init__(self, servicer: Servicer, max_message_bytes: int) -> None:
+    def __init__(
+        self, inference: Inference, rpcs: Mapping[str, Rpc], max_message_bytes: int
+    ) -> None:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -49,7 +66,7 @@ class GrpcServer:
             ]
         )
         self._calls = Calls()
-        self._server.add_generic_rpc_handlers((_inference_handler(servicer, self._calls),))
+        self._server.add_generic_rpc_handlers((_inference_handler(inference, rpcs, self._calls),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -114,70 +131,116 @@ class Calls:
             await self._left.wait()
 
 
-def _inference_handler(servicer: Servicer, calls: Calls) -> grpc.GenericRpcHandler:
+def _inference_handler(
+    inference: Inference, rpcs: Mapping[str, Rpc], calls: Calls
+) -> grpc.GenericRpcHandler:
     """Register every RPC that the protocol has, so that none is unknown.
 
     Messages are parsed here and not by gRPC, which would call a malformed one INTERNAL.
     """
+
+    async def model_infer(message: service_pb2.ModelInferRequest, context: Context) -> bytes:
+        return await inference.infer(message, context.time_remaining())
+
+    def without_context(rpc: Rpc) -> _Call:
+        async def call(message: Message, _context: Context) -> bytes:
+            return (await rpc(message)).SerializeToString()
+
+        return call
+
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in INFERENCE_SERVICE.methods:
         if method.client_streaming:
-            handlers[method.name] = grpc.stream_stream_rpc_method_handler(_not_streamed(method))
+            handler = _streamed(method, inference, calls)
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(handler)
         else:
-            rpc: Rpc = getattr(servicer, method.name, None) or _not_implemented(method)
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(method, rpc, calls))
+            rpc = rpcs.get(method.name) or _not_implemented(method)
+            call = model_infer if method.name == "ModelInfer" else without_context(rpc)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(method, call, calls))
     return grpc.method_handlers_generic_handler(INFERENCE_SERVICE.full_name, handlers)
 
 
+_Call = Callable[[Any, Context], Awaitable[bytes]]
+
+
 def _unary(
-    method: MethodDescriptor, rpc: Rpc, calls: Calls
+    method: MethodDescriptor, call: _Call, calls: Calls
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     """Wrap an RPC: bytes in, bytes out, errors to statuses."""
-    request_type = GetMessageClass(method.input_type)
+    parse = _parser(method)
 
     async def handle(data: bytes, context: Context) -> bytes:
         try:
             with calls:
-                try:
-                    message = request_type.FromString(data)
-                except DecodeError:
-                    raise InvalidRequest(
-                        f"{method.name}: the message is no {method.input_type.full_name}"
-                    ) from None
-                answer = await rpc(message, context)
-                return answer if isinstance(answer, bytes) else answer.SerializeToString()
-        except TidegateError as error:
-            code, text = STATUS[type(error)], str(error)
+                return await call(parse(data), context)
         except Exception as error:
-            log.exception("%s failed: this is a bug", method.name)
-            code = grpc.StatusCode.INTERNAL
-            text = f"{method.name}: {type(error).__name__}: {error}"
-        try:
-            # a status travels in a header: a text as long as a client's names might not fit
-            await context.abort(code, text[:MAX_STATUS_TEXT])
-        except grpc.aio.InternalError:
-            log.debug("%s: the caller left before it could be told: %s", method.name, text)
+            await _abort(method, context, error)
         return b""
 
     return handle
 
 
-def _refusal(method: MethodDescriptor) -> str:
-    return f"{method.name} is not supported yet by this version of Tidegate"
+def _streamed(
+    method: MethodDescriptor, inference: Inference, calls: Calls
+) -> Callable[[Any, Context], Awaitable[None]]:
+    """Wrap the streaming RPC. Its requests are the calls that a drain waits for."""
+    parse = _parser(method)
+
+    class Counted:
+        decoupled = staticmethod(inference.decoupled)
+
+        @staticmethod
+        async def stream(message: service_pb2.ModelInferRequest) -> AsyncGenerator[bytes, None]:
+            with calls:
+                async with aclosing(inference.stream(message)) as answers:
+                    async for answer in answers:
+                        yield answer
+
+    async def handle(_messages: Any, context: Context) -> None:
+        async def read() -> service_pb2.ModelInferRequest | None:
+            data = await context.read()
+            return None if data is grpc.aio.EOF else parse(data)
+
+        errors_end_it = _ERRORS_END_STREAMS in (context.invocation_metadata() or ())
+        try:
+            await stream.serve(read, context.write, Counted(), errors_end_it)
+        except Exception as error:
+            await _abort(method, context, error)
+
+    return handle
 
 
 def _not_implemented(method: MethodDescriptor) -> Rpc:
-    async def refuse(_message: Any, _context: Context) -> Message:
-        raise NotSupported(_refusal(method))
+    async def refuse(_message: Any) -> Message:
+        raise NotSupported(f"{method.name} is not supported yet by this version of Tidegate")
 
     return refuse
 
 
-def _not_streamed(
-    method: MethodDescriptor,
-) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
-    async def refuse(_messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        await context.abort(STATUS[NotSupported], _refusal(method))
-        yield b""  # type: ignore[unreachable] # it makes this a generator
+def _parser(method: MethodDescriptor) -> Callable[[bytes], Any]:
+    request_type = GetMessageClass(method.input_type)
 
-    return refuse
+    def parse(data: bytes) -> Message:
+        try:
+            return request_type.FromString(data)
+        except DecodeError:
+            raise InvalidRequest(
+                f"{method.name}: the message is no {method.input_type.full_name}"
+            ) from None
+
+    return parse
+
+
+async def _abort(method: MethodDescriptor, context: Context, error: Exception) -> None:
+    """End a call with the status that an error stands for."""
+    if isinstance(error, TidegateError):
+        code, text = STATUS[type(error)], str(error)
+    else:
+        log.error("%s failed: this is a bug", method.name, exc_info=error)
+        code = grpc.StatusCode.INTERNAL
+        text = f"{method.name}: {type(error).__name__}: {error}"
+    try:
+        # a status travels in a header: a text as long as a client's names might not fit
+        await context.abort(code, text[:MAX_STATUS_TEXT])
+    except grpc.aio.InternalError:
+        log.debug("%s: the caller left before it could be told: %s", method.name, text)

@@ -45,7 +45,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def served(repository: Path) -> Iterator[Gateway]:
     """A gateway over that repository, shared by the tests that change nothing in it."""
-    with gateway(repository, "--max-message-bytes", "1000000") as running:
+    with gateway(
+        repository, "--max-message-bytes", "1000000", "--allow-repository-control"
+    ) as running:
         yield running
         assert running.metric("tidegate_model_in_flight") == 0
         assert running.metric("nv_inference_pending_request_count") == 0

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from gateway.admission import Admission
+from gateway.batching.scheduling import make_scheduler
 from gateway.core import (
+    NO_PARAMETERS,
     Array,
     BatchPolicy,
     InferRequest,
@@ -20,6 +23,7 @@ from gateway.core import (
     ModelKey,
     ModelSpec,
     ModelState,
+    Parameters,
     Tensor,
     TensorSpec,
 )
@@ -84,7 +88,11 @@ class FakeEngine:
         self.loaded.discard(key)
 
     async def infer(
-        self, key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]
+        self,
+        key: ModelKey,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str],
+        parameters: Parameters = NO_PARAMETERS,
     ) -> list[Tensor]:
         assert key in self.loaded, f"{key} ran while not loaded"
         (tensor,) = inputs
@@ -92,6 +100,17 @@ class FakeEngine:
         act = await self._play(self.runs, InferenceFailed)
         rows = len(tensor.data) - act.lost_rows
         return [Tensor(name, "FP32", tensor.data[:rows] * 2) for name in outputs]
+
+    async def forward(self, key: ModelKey, request: InferRequest) -> InferResponse:
+        outputs = [output.name for output in spec().outputs]
+        answer = await self.infer(key, request.inputs, outputs, request.parameters)
+        return InferResponse(key.name, key.version, request.id, answer)
+
+    async def stream(
+        self, key: ModelKey, request: InferRequest
+    ) -> AsyncGenerator[InferResponse, None]:
+        for _ in range(int(request.parameters.get("answers", 1))):
+            yield await self.forward(key, request)
 
     async def close(self) -> None:
         assert not self.loaded, f"closed with {self.loaded} loaded"
@@ -163,8 +182,10 @@ class House:
         self.engine = engine
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
-        self.reconciler = Reconciler(self.registry, engine, idle_timeout_s, engine_timeout_s)
-        self.admission = Admission(Router(self.registry), max_inflight, per_model)
+        router = Router(self.registry)
+        schedule = partial(make_scheduler, engine, router, engine_timeout_s)
+        self.reconciler = Reconciler(self.registry, engine, idle_timeout_s, schedule)
+        self.admission = Admission(router, max_inflight, per_model)
 
     def publish(self, *specs: ModelSpec) -> None:
         """Put versions of one model into the repository."""
@@ -211,7 +232,7 @@ class House:
         for entry in self.registry.entries():
             assert entry.waiting == 0, f"{entry.key}: a request still waits"
             assert entry.in_flight == 0, f"{entry.key}: a lease is left"
-            assert entry.batcher is None or entry.batcher.idle, f"{entry.key}: queue not empty"
+            assert entry.scheduler is None or entry.scheduler.idle, f"{entry.key}: queue not empty"
 
 
 @asynccontextmanager

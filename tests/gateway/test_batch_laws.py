@@ -144,7 +144,7 @@ def test_deadline_is_checked_again_when_a_batch_is_cut() -> None:
     async def story() -> None:
         async with house() as h:
             await h.ask(0)
-            batcher = h.entry().batcher
+            batcher = h.entry().scheduler
             assert batcher is not None
             late = InferRequest("m", "", "", [Tensor("x", "FP32", np.zeros((1, 2)))], [], 0.0)
             with pytest.raises(DeadlineExceeded):

@@ -186,8 +186,10 @@ def test_unknown_field_is_named_with_its_line(tmp_path: Path) -> None:
         ('backend: "pytorch"', "serves no models of backend 'pytorch'"),
         ('platform: "tensorrt_plan"', "config.pbtxt must declare the inputs and outputs"),
         ('platform: "pytorch_libtorch"', "serves no models of platform 'pytorch_libtorch'"),
-        ("sequence_batching { }", "sequence_batching is not supported yet"),
-        ("model_transaction_policy { decoupled: true }", "decoupled models are not supported"),
+        (
+            "model_transaction_policy { decoupled: true }",
+            "the embedded engine serves no decoupled models",
+        ),
         ('input { name: "x" data_type: 99 dims: 3 }', "tensor 'x' has no valid data_type"),
         ('default_model_filename: "m.json"', "cannot read 'm.json' as an ONNX model"),
         (

@@ -66,7 +66,10 @@ def test_idle_model_gives_its_memory_back_to_the_system(tmp_path: Path) -> None:
 
 def test_new_versions_and_new_models_are_taken_in_when_asked_for(tmp_path: Path) -> None:
     put(tmp_path, "m", identity())
-    with gateway(tmp_path) as running, triton.InferenceServerClient(running.url) as client:
+    with (
+        gateway(tmp_path, "--allow-repository-control") as running,
+        triton.InferenceServerClient(running.url) as client,
+    ):
         assert client.infer("m", [ones(1, 3)]).get_response().model_version == "1"
         put(tmp_path, "m", identity(), version=2)
         put(tmp_path, "fresh", identity())
@@ -85,7 +88,10 @@ def test_new_versions_and_new_models_are_taken_in_when_asked_for(tmp_path: Path)
 def test_deadline_of_a_client_ends_its_wait_and_counts_as_a_failure(tmp_path: Path) -> None:
     delay = "max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 5000000 }"
     put(tmp_path, "slow", identity(), delay)
-    with gateway(tmp_path) as running, triton.InferenceServerClient(running.url) as client:
+    with (
+        gateway(tmp_path, "--allow-repository-control") as running,
+        triton.InferenceServerClient(running.url) as client,
+    ):
         with pytest.raises(triton.InferenceServerException, match=r"(?i)deadline"):
             client.infer("slow", [ones(1, 3)], client_timeout=0.5)
         eventually(lambda: running.metric("nv_inference_request_failure", model="slow") == 1)

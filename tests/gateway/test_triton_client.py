@@ -209,26 +209,6 @@ def test_health_and_reflection_are_served(served: Gateway) -> None:
     assert served.get("/healthz") == (200, '{"status":"serving"}')
 
 
-def test_every_other_rpc_says_that_it_is_not_there(
-    client: triton.InferenceServerClient, stub: service_pb2_grpc.GRPCInferenceServiceStub
-) -> None:
-    for call in (
-        client.get_inference_statistics,
-        client.get_trace_settings,
-        client.get_log_settings,
-        client.get_system_shared_memory_status,
-        client.get_cuda_shared_memory_status,
-    ):
-        with pytest.raises(triton.InferenceServerException, match="is not supported yet") as caught:
-            call()
-        assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
-    with pytest.raises(grpc.RpcError, match="ModelStreamInfer is not supported yet"):
-        list(stub.ModelStreamInfer(iter([pb.ModelInferRequest()])))
-
-
-X = np.ones((1, 3), np.float32)
-
-
 def test_unknown_models_and_versions_are_not_found(client: triton.InferenceServerClient) -> None:
     x = tensor("x", X)
     assert refused(client, "nope", x) == (
