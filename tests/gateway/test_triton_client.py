@@ -209,6 +209,9 @@ def test_health_and_reflection_are_served(served: Gateway) -> None:
     assert served.get("/healthz") == (200, '{"status":"serving"}')
 
 
+X = np.ones((1, 3), np.float32)
+
+
 def test_unknown_models_and_versions_are_not_found(client: triton.InferenceServerClient) -> None:
     x = tensor("x", X)
     assert refused(client, "nope", x) == (
