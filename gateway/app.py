@@ -30,6 +30,7 @@ from gateway.metrics import Metrics
 from gateway.registry import Registry
 from gateway.repository.catalogue import FolderCatalogue
 from gateway.router import Router
+from gateway.transport.calls import Calls
 from gateway.transport.event_loop import EventLoop
 from gateway.transport.http import HttpServer, listen, make_app
 from gateway.transport.inference import Inference
@@ -82,12 +83,13 @@ async def _serve(
 
     router = Router(registry)
     admission = Admission(router, settings.max_inflight, settings.max_inflight_per_model)
-    inference = Inference(admission, registry, settings.request_timeout_s)
+    calls = Calls()
+    inference = Inference(admission, registry, calls, settings.request_timeout_s)
     rpcs = rpcs_of(
         ModelRpcs(registry, ready),
         RepositoryRpcs(registry, control, settings.allow_repository_control),
     )
-    grpc_server = GrpcServer(inference, rpcs, settings.max_message_bytes)
+    grpc_server = GrpcServer(inference, rpcs, calls, settings.max_message_bytes)
     http_server = HttpServer(make_app(metrics, ready), http_socket)
     port = await grpc_server.start(settings.host, settings.port)
     async with asyncio.TaskGroup() as tasks:

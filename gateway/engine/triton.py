@@ -55,7 +55,6 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 _SERVICE = "/inference.GRPCInferenceService/"
-_ERRORS_AS_STATUS = (("triton_grpc_error", "true"),)
 _UNLABELLED = request_label("")
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
 _UNKNOWN_MODEL = "Request for unknown model"
@@ -157,12 +156,12 @@ class TritonEngine:
         self, key: ModelKey, request: InferRequest
     ) -> AsyncGenerator[InferResponse, None]:
         """Send a request as it came, and yield all its answers. Raises like `infer`."""
-        call = self._stream(metadata=_ERRORS_AS_STATUS)
+        call = self._stream()
         try:
             await call.write(messages.request(key, request))
             await call.done_writing()
             async for each in call:
-                if each.error_message:  # a Triton that does not know of _ERRORS_AS_STATUS
+                if each.error_message:
                     raise self._refusal(each.error_message)
                 yield messages.response(key, request, each.infer_response)
         except grpc.aio.AioRpcError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -20,11 +20,11 @@ from tritonclient.grpc import service_pb2
 from gateway.errors import (
     InvalidRequest,
     NotSupported,
-    ShuttingDown,
     StartError,
     TidegateError,
 )
 from gateway.transport import stream
+from gateway.transport.calls import Calls
 from gateway.transport.inference import Inference
 from gateway.transport.status import STATUS
 
@@ -55,7 +55,7 @@ class GrpcServer:
     """Serves KServe v2 on one port."""
 
     def __init__(
-        self, inference: Inference, rpcs: Mapping[str, Rpc], max_message_bytes: int
+        self, inference: Inference, rpcs: Mapping[str, Rpc], calls: Calls, max_message_bytes: int
     ) -> None:
         self._server = grpc.aio.server(
             options=[
@@ -65,7 +65,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        self._calls = Calls()
+        self._calls = calls
         self._server.add_generic_rpc_handlers((_inference_handler(inference, rpcs, self._calls),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -106,31 +106,6 @@ class GrpcServer:
         await self._server.stop(None)
 
 
-class Calls:
-    """The unary calls in flight. Once `closed`, new ones are refused."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.closed = False
-        self._left = asyncio.Event()
-
-    def __enter__(self) -> None:
-        if self.closed:
-            raise ShuttingDown("the gateway is shutting down")
-        self.count += 1
-
-    def __exit__(self, *_exc: object) -> None:
-        self.count -= 1
-        if self.closed:
-            self._left.set()
-
-    async def finished(self) -> None:
-        """Return when no call is left."""
-        while self.count:
-            self._left.clear()
-            await self._left.wait()
-
-
 def _inference_handler(
     inference: Inference, rpcs: Mapping[str, Rpc], calls: Calls
 ) -> grpc.GenericRpcHandler:
@@ -151,7 +126,7 @@ def _inference_handler(
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in INFERENCE_SERVICE.methods:
         if method.client_streaming:
-            handler = _streamed(method, inference, calls)
+            handler = _streamed(method, inference)
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(handler)
         else:
             rpc = rpcs.get(method.name) or _not_implemented(method)
@@ -181,20 +156,10 @@ def _unary(
 
 
 def _streamed(
-    method: MethodDescriptor, inference: Inference, calls: Calls
+    method: MethodDescriptor, inference: Inference
 ) -> Callable[[Any, Context], Awaitable[None]]:
-    """Wrap the streaming RPC. Its requests are the calls that a drain waits for."""
+    """Wrap the streaming RPC."""
     parse = _parser(method)
-
-    class Counted:
-        decoupled = staticmethod(inference.decoupled)
-
-        @staticmethod
-        async def stream(message: service_pb2.ModelInferRequest) -> AsyncGenerator[bytes, None]:
-            with calls:
-                async with aclosing(inference.stream(message)) as answers:
-                    async for answer in answers:
-                        yield answer
 
     async def handle(_messages: Any, context: Context) -> None:
         async def read() -> service_pb2.ModelInferRequest | None:
@@ -203,7 +168,8 @@ def _streamed(
 
         errors_end_it = _ERRORS_END_STREAMS in (context.invocation_metadata() or ())
         try:
-            await stream.serve(read, context.write, Counted(), errors_end_it)
+            answer = partial(inference.stream, errors_end_it=errors_end_it)
+            await stream.serve(read, context.write, answer, inference.decoupled)
         except Exception as error:
             await _abort(method, context, error)
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Protocol
 
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway import wire
 from gateway.errors import TidegateError
 
 # Requests of one stream that are being answered; the next is read once there is room. As many as
 # fill several batches, and few enough that a client who does not read its answers costs little.
 WINDOW = 256
-
-_FIELDS = pb.ModelStreamInferResponse.DESCRIPTOR.fields_by_name
-_INFER_RESPONSE = _FIELDS["infer_response"].number << 3 | 2  # 2: length-delimited
 
 Read = Callable[[], Awaitable[pb.ModelInferRequest | None]]
 """Gives the next request, None at the end of the client's."""
@@ -25,82 +20,63 @@ Write = Callable[[bytes], Awaitable[None]]
 """Sends a serialized ModelStreamInferResponse; returns once the client may be sent another."""
 
 
-class Answers(Protocol):
-    """Runs the requests of a stream."""
-
-    def decoupled(self, message: pb.ModelInferRequest) -> bool:
-        """Whether the model answers a request as often as it likes, in its own time."""
-        ...
-
-    def stream(self, message: pb.ModelInferRequest) -> AsyncGenerator[bytes, None]:
-        """Yield the serialized answers to one request. Raises a `TidegateError`."""
-        ...
+Answer = Callable[[pb.ModelInferRequest], AsyncGenerator[bytes, None]]
+"""Yields the serialized answers to one request. What it raises ends the stream."""
+Decoupled = Callable[[pb.ModelInferRequest], bool]
+"""Whether a request's model answers as often as it likes, in its own time."""
 
 
-async def serve(read: Read, write: Write, answers: Answers, errors_end_it: bool) -> None:
+async def serve(read: Read, write: Write, answer: Answer, decoupled: Decoupled) -> None:
     """Answer a stream's requests until the client has no more.
 
-    Answers leave in the order of their requests, those of decoupled models as they come. An error
-    is an answer, too; with `errors_end_it` the first one is raised instead.
+    Answers leave in the order of their requests, those of decoupled models as they come.
     """
     try:
         async with asyncio.TaskGroup() as tasks:
-            await _Stream(write, answers, errors_end_it, tasks).run(read)
+            await _Stream(write, answer, tasks).run(read, decoupled)
     except* TidegateError as group:
         raise group.exceptions[0] from None
 
 
 class _Stream:
-    def __init__(
-        self, write: Write, answers: Answers, errors_end_it: bool, tasks: asyncio.TaskGroup
-    ) -> None:
+    def __init__(self, write: Write, answer: Answer, tasks: asyncio.TaskGroup) -> None:
         self._write = write
-        self._answers = answers
-        self._errors_end_it = errors_end_it
+        self._answer = answer
         self._tasks = tasks
         self._room = asyncio.Semaphore(WINDOW)
         self._writing = asyncio.Lock()
-        # the last answer that has to leave before the next one may
-        self._last: asyncio.Event = asyncio.Event()
+        # set once the newest request with a place in line has been answered
+        self._last = asyncio.Event()
         self._last.set()
 
-    async def run(self, read: Read) -> None:
+    async def run(self, read: Read, decoupled: Decoupled) -> None:
         await self._room.acquire()
         while (message := await read()) is not None:
-            if self._answers.decoupled(message):
-                self._tasks.create_task(self._serve(message, None, None))
+            if decoupled(message):
+                self._tasks.create_task(self._serve(message))
             else:
                 before, self._last = self._last, asyncio.Event()
-                self._tasks.create_task(self._serve(message, before, self._last))
+                self._tasks.create_task(self._serve_in_turn(message, before, self._last))
             await self._room.acquire()
 
+    async def _serve_in_turn(
+        self, message: pb.ModelInferRequest, before: asyncio.Event, done: asyncio.Event
+    ) -> None:
+        try:
+            await self._serve(message, before)
+        finally:
+            done.set()
+
     async def _serve(
-        self,
-        message: pb.ModelInferRequest,
-        before: asyncio.Event | None,
-        done: asyncio.Event | None,
+        self, message: pb.ModelInferRequest, before: asyncio.Event | None = None
     ) -> None:
         """Answer one request, after `before` where its answer has a place in line."""
         try:
-            try:
-                async with aclosing(self._answers.stream(message)) as answers:
-                    async for answer in answers:
-                        if before is not None:
-                            await before.wait()
-                        await self._send(b"".join(wire.field(_INFER_RESPONSE, answer)))
-            except TidegateError as error:
-                if self._errors_end_it:
-                    raise
-                if before is not None:
-                    await before.wait()
-                failed = pb.ModelStreamInferResponse(error_message=str(error))
-                failed.infer_response.id = message.id
-                await self._send(failed.SerializeToString())
+            async with aclosing(self._answer(message)) as answers:
+                async for answer in answers:
+                    if before is not None:
+                        await before.wait()
+                    async with self._writing:
+                        await self._write(answer)
         finally:
-            if done is not None:
-                done.set()
             self._room.release()
-
-    async def _send(self, data: bytes) -> None:
-        async with self._writing:
-            await self._write(data)
