@@ -155,19 +155,27 @@ class TritonEngine:
     async def stream(
         self, key: ModelKey, request: InferRequest
     ) -> AsyncGenerator[InferResponse, None]:
-        """Send a request as it came, and yield all its answers. Raises like `infer`."""
+        """Send a request as it came, and yield all its answers. Raises like `infer`.
+
+        An error among the answers is raised at the end of them: a call that is cancelled at that
+        point keeps tritonserver 2.51 from ever being idle again.
+        """
         call = self._stream()
+        failure: TidegateError | None = None
         try:
             await call.write(messages.request(key, request))
             await call.done_writing()
             async for each in call:
                 if each.error_message:
-                    raise self._refusal(each.error_message)
-                yield messages.response(key, request, each.infer_response)
+                    failure = self._refusal(each.error_message)
+                elif failure is None:
+                    yield messages.response(key, request, each.infer_response)
         except grpc.aio.AioRpcError as error:
             raise self._inference_error(error) from None
         finally:
             call.cancel()
+        if failure is not None:
+            raise failure
 
     async def close(self) -> None:
         """Close the connection."""
