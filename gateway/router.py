@@ -40,7 +40,9 @@ class Router:
         started = time.perf_counter()
         entry = self._registry.find(request.model, request.version)
         try:
-            await self._ready_for(entry, request)
+            signature.check(request, entry.spec)
+            if entry.state is not READY:
+                await self._until_ready(entry, request)
             try:
                 # no await between here and the lease: the state cannot change meanwhile
                 with entry.lease as scheduler:
@@ -74,7 +76,9 @@ class Router:
         started = time.perf_counter()
         may_ask_again = True
         try:
-            await self._ready_for(entry, request)
+            signature.check(request, entry.spec)
+            if entry.state is not READY:
+                await self._until_ready(entry, request)
             while True:
                 try:
                     with entry.lease as scheduler:
@@ -93,15 +97,6 @@ class Router:
             raise
         entry.stats.answered(time.perf_counter() - started)
 
-    async def _ready_for(self, entry: Entry, request: InferRequest) -> None:
-        """Return once the entry can serve the request; nothing may be awaited before its lease."""
-        spec = entry.spec
-        signature.check(request, spec)
-        if entry.state is not READY:
-            await self._until_ready(entry, request.deadline)
-            if entry.spec is not spec:  # the wait ended in a newer reading of the model
-                signature.check(request, entry.spec)
-
     async def _reloaded(self, entry: Entry, request: InferRequest) -> None:
         """Have a model that the engine's server has forgotten loaded anew."""
         # the lease has only just ended: READY is still the loss that the answer was about
@@ -113,15 +108,15 @@ class Router:
             entry.unload_requested = True
             self._registry.poke()
             await entry.next_move()
-        await self._until_ready(entry, request.deadline)
-        signature.check(request, entry.spec)
+        await self._until_ready(entry, request)
 
-    async def _until_ready(self, entry: Entry, deadline: float) -> None:
-        failures = entry.stats.load_failures
+    async def _until_ready(self, entry: Entry, request: InferRequest) -> None:
+        """Return once the entry serves the request; nothing may be awaited before its lease."""
+        spec, failures = entry.spec, entry.stats.load_failures
         entry.waiting += 1
         self._registry.poke()
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(request.deadline):
                 while entry.state is not READY:
                     _raise_if_hopeless(entry, failures)
                     await entry.next_move()
@@ -131,6 +126,8 @@ class Router:
             ) from None
         finally:
             entry.waiting -= 1
+        if entry.spec is not spec:  # the wait ended in a newer reading of the model
+            signature.check(request, entry.spec)
 
 
 def _raise_if_hopeless(entry: Entry, failures: int) -> None:

@@ -114,8 +114,8 @@ def _inference_handler(
     Messages are parsed here and not by gRPC, which would call a malformed one INTERNAL.
     """
 
-    async def model_infer(message: service_pb2.ModelInferRequest, context: Context) -> bytes:
-        return await inference.infer(message, context.time_remaining())
+    def model_infer(message: service_pb2.ModelInferRequest, context: Context) -> Awaitable[bytes]:
+        return inference.infer(message, context.time_remaining())
 
     def without_context(rpc: Rpc) -> _Call:
         async def call(message: Message, _context: Context) -> bytes:
