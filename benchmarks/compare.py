@@ -22,7 +22,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cold_start, crowd, frameworks, goodput, h2load, provenance, throughput
+from benchmarks import (
+    cold_start,
+    crowd,
+    frameworks,
+    front_ends,
+    goodput,
+    h2load,
+    provenance,
+    throughput,
+)
 from benchmarks.bars import Outcome
 from benchmarks.frameworks import FRAMEWORKS
 from benchmarks.h2load import H2loadError
@@ -31,7 +40,7 @@ from benchmarks.peers import START, Scene
 from benchmarks.throughput import OURS, RowResult
 
 CLOSED_LOOP = {row.name: row for row in throughput.ROWS}
-ROWS = (*CLOSED_LOOP, "goodput", "crowd", "cold")
+ROWS = (*CLOSED_LOOP, "front", "goodput", "crowd", "cold")
 
 # Rows with answers to a schedule need some seconds for their percentiles.
 LEAST_OPEN_LOOP_S = 4.0
@@ -124,6 +133,10 @@ def _special(
 ) -> tuple[list[Outcome], dict[str, Any]]:
     seconds = max(options.seconds, LEAST_OPEN_LOOP_S)
     match name:
+        case "front":
+            return [], front_ends.measure(
+                _scene(repository, TINY, scratch), options.rounds, seconds
+            )
         case "goodput":
             scene = _scene(repository, DEEP, scratch)
             return goodput.measure(scene, options.rounds, seconds)

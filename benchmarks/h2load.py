@@ -52,6 +52,7 @@ class Target:
     url: str
     body: Path
     grpc: bool = True
+    headers: tuple[str, ...] = ("content-type: application/json",)  # where it is not gRPC
 
     @classmethod
     def infer(cls, address: str, body: Path) -> Target:
@@ -97,11 +98,12 @@ def command(target: Target, load: Load, duration_s: float, log: Path | None) -> 
     logging = ["--log-file", str(log)] if log else []
     if target.grpc:
         shape = ["-c", str(load.connections), "-m", str(load.streams)]
-        headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+        named: tuple[str, ...] = ("content-type: application/grpc", "te: trailers")
     else:
         # HTTP/1.1 answers one request at a time on a connection
         shape = ["--h1", "-c", str(load.concurrency)]
-        headers = ["-H", "content-type: application/json"]
+        named = target.headers
+    headers = [part for header in named for part in ("-H", header)]
     return [
         *("h2load", "-t", "1", *shape, "-D", f"{duration_s:g}"),
         *headers,

@@ -61,7 +61,7 @@ def gateway(scene: Scene, name: str = "tidegate") -> Iterator[Server]:
     )
     metrics = f"http://127.0.0.1:{http_port}/metrics"
     with _served(name, command, port, scene, count=_triton_names(metrics)) as server:
-        yield replace(server, metrics_url=metrics)
+        yield replace(server, metrics_url=metrics, http_address=f"127.0.0.1:{http_port}")
 
 
 @contextmanager
@@ -100,7 +100,11 @@ def triton(scene: Scene) -> Iterator[Server]:
         (told,) = (line for line in log.read_text().splitlines() if "metrics_url" in line)
         where = json.loads(told)
         count = _triton_names(where["metrics_url"])
-        server = Server("triton", where["address"], process.pid, command, count=count)
+        server = Server(
+            *("triton", where["address"], process.pid, command),
+            count=count,
+            http_address=where["http_address"],
+        )
         if not wait_until(lambda: answers(server, scene.cases), process, READY_WITHIN_S):
             raise PeerError(f"no right answer from triton; it said last: {_last_line(log)}")
         started = family(process.pid)

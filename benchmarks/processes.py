@@ -45,6 +45,7 @@ class Server:
     count: Callable[[str], Counted] | None = None
     answers_truly: bool = True  # the echo does not
     metrics_url: str = ""
+    http_address: str = ""  # of its REST endpoint
 
     def cpu_s(self) -> float:
         """Return the CPU seconds used so far by the server and the processes it started."""

@@ -21,14 +21,15 @@ import numpy as np
 from benchmarks.provenance import describe
 from gateway.batching.batcher import Batcher
 from gateway.core import (
+    NO_PARAMETERS,
     BatchPolicy,
     InferRequest,
     ModelKey,
     ModelSpec,
+    Parameters,
     Tensor,
     TensorSpec,
 )
-from gateway.engine.base import Loaded
 from gateway.errors import DeadlineExceeded
 from gateway.metrics import ModelStats
 from tests.simulated_loop import simulate
@@ -65,21 +66,16 @@ class TimedEngine:
         self._base_s, self._row_s = base_s, row_s
         self._random = random.Random(7)
 
-    async def load(self, spec: ModelSpec) -> Loaded:
-        return Loaded(spec, 0)
-
-    async def unload(self, key: ModelKey) -> None:
-        pass
-
     async def infer(
-        self, key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]
+        self,
+        key: ModelKey,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str],
+        parameters: Parameters = NO_PARAMETERS,
     ) -> list[Tensor]:
         rows = len(inputs[0].data)
         await asyncio.sleep((self._base_s + self._row_s * rows) * self._random.uniform(0.95, 1.15))
         return [Tensor("y", "FP32", inputs[0].data)]
-
-    async def close(self) -> None:
-        pass
 
 
 def trace(capacity: float, objective_s: float, duration_s: float) -> list[Arrival]:

@@ -36,7 +36,11 @@ async def serve(installation: tritonserver.Installation, repository: Path, model
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             request = service_pb2.RepositoryModelLoadRequest(model_name=model)
             await stub.RepositoryModelLoad(request, timeout=LOAD_WITHIN_S)
-        told = {"address": server.address, "metrics_url": server.metrics_url}
+        told = {
+            "address": server.address,
+            "metrics_url": server.metrics_url,
+            "http_address": server.http_address,
+        }
         print(json.dumps(told), flush=True)
         ended, stopped = asyncio.create_task(server.wait()), asyncio.create_task(stop.wait())
         await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)

@@ -15,7 +15,7 @@ from gateway.batching.due_times import DueTimes
 from gateway.batching.lane import Item
 from gateway.batching.latency_curve import LatencyCurve
 from gateway.core import InferRequest, InferResponse, ModelSpec
-from gateway.engine.base import Engine
+from gateway.engine.base import BatchEngine
 from gateway.errors import (
     DeadlineExceeded,
     EngineStalled,
@@ -83,7 +83,7 @@ class Batcher:
     def __init__(
         self,
         spec: ModelSpec,
-        engine: Engine,
+        engine: BatchEngine,
         tasks: asyncio.TaskGroup,
         stats: ModelStats,
         engine_timeout_s: float = math.inf,

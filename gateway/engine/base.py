@@ -23,7 +23,26 @@ class Loaded(NamedTuple):
     resident_bytes: int
 
 
-class Engine(Protocol):
+class BatchEngine(Protocol):
+    """Runs batches of ready versions: all that a batcher asks for."""
+
+    async def infer(
+        self,
+        key: ModelKey,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str],
+        parameters: Parameters = NO_PARAMETERS,
+    ) -> list[Tensor]:
+        """Return the named outputs of one batch, in that order.
+
+        `parameters` are what all members of the batch have said to the model beside their tensors.
+        Raises `InferenceFailed` where the model refuses it. A caller that is cancelled here gets
+        its CancelledError soon; what the engine can abort of the run, it aborts.
+        """
+        ...
+
+
+class Engine(BatchEngine, Protocol):
     """Anything that can load, unload and infer, and say how much memory a model takes.
 
     All methods run on the event loop and return without blocking it. Every error they raise for a
@@ -40,21 +59,6 @@ class Engine(Protocol):
 
     async def unload(self, key: ModelKey) -> None:
         """Give back what `load` took. Does nothing for a version that is not loaded."""
-        ...
-
-    async def infer(
-        self,
-        key: ModelKey,
-        inputs: Sequence[Tensor],
-        outputs: Sequence[str],
-        parameters: Parameters = NO_PARAMETERS,
-    ) -> list[Tensor]:
-        """Return the named outputs of one batch, in that order.
-
-        `parameters` are what all members of the batch have said to the model beside their tensors.
-        Raises `InferenceFailed` where the model refuses it. A caller that is cancelled here gets
-        its CancelledError soon; what the engine can abort of the run, it aborts.
-        """
         ...
 
     async def forward(self, key: ModelKey, request: InferRequest) -> InferResponse:

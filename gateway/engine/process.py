@@ -64,6 +64,11 @@ class TritonProcess:
         return f"http://127.0.0.1:{self._ports[2]}/metrics"
 
     @property
+    def http_address(self) -> str:
+        """HOST:PORT of its REST endpoint."""
+        return f"127.0.0.1:{self._ports[1]}"
+
+    @property
     def pid(self) -> int:
         """The running server's process id."""
         assert self._process is not None, "tritonserver has not been started: this is a bug"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.core import DTYPES, Array, ModelKey, Tensor
-from gateway.engine import triton
+from gateway.core import DTYPES, NO_PARAMETERS, Array, ModelKey, Parameters, Tensor
+from gateway.engine import triton, triton_messages
 from gateway.engine.triton import TritonEngine
 from gateway.errors import (
     EngineUnavailable,
@@ -165,7 +165,7 @@ def test_server_without_model_control_serves_what_it_has_ready() -> None:
     with_engine(fake, story)
 
 
-def test_kinds_of_models_that_are_not_served_yet_are_refused_with_the_reason() -> None:
+def test_sequences_are_scheduled_by_triton() -> None:
     fake = FakeTriton(
         config=CONFIG.replace("dynamic_batching", "sequence_batching").replace(
             "preferred_batch_size: 8", ""
@@ -173,9 +173,7 @@ def test_kinds_of_models_that_are_not_served_yet_are_refused_with_the_reason() -
     )
 
     async def story(engine: TritonEngine) -> None:
-        with pytest.raises(RepositoryError, match="sequence_batching is not supported yet"):
-            await engine.load(spec())
-        assert fake.log == ["load m", "unload m"]
+        assert (await engine.load(spec())).spec.forwarded
 
     with_engine(fake, story)
 
@@ -233,7 +231,8 @@ def test_message_put_together_by_hand_is_the_one_protobuf_would_make(data: Array
         expected.inputs.add(name=name, datatype="FP32", shape=data.shape)
         expected.raw_input_contents.append(data.tobytes())
     expected.outputs.add(name="y")
-    made = triton._message(M1, [Tensor(name, "FP32", data) for name in ("a", "b")], ["y"])
+    inputs = [Tensor(name, "FP32", data) for name in ("a", "b")]
+    made = triton_messages.batch(M1, inputs, ["y"], NO_PARAMETERS)
     assert pb.ModelInferRequest.FromString(made) == expected
     assert made == expected.SerializeToString()
 
@@ -333,11 +332,15 @@ class Forgetful(FakeEngine):
     """Its server may restart: then nothing is loaded any more, whatever the gateway thinks."""
 
     async def infer(
-        self, key: ModelKey, inputs: Sequence[Tensor], outputs: Sequence[str]
+        self,
+        key: ModelKey,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str],
+        parameters: Parameters = NO_PARAMETERS,
     ) -> list[Tensor]:
         if key not in self.loaded:
             raise ModelLost(f"Request for unknown model: '{key.name}' is not found")
-        return await super().infer(key, inputs, outputs)
+        return await super().infer(key, inputs, outputs, parameters)
 
 
 def test_model_that_a_restarted_server_has_forgotten_is_loaded_anew() -> None:
