@@ -7,13 +7,17 @@ from contextlib import aclosing
 
 from gateway.core import InferRequest, InferResponse, Stage
 from gateway.errors import Overloaded
+from gateway.metrics import Metrics
 
 
 class Admission:
     """Bounds the requests in flight, over all models and for each."""
 
-    def __init__(self, router: Stage, max_inflight: int, max_inflight_per_model: int) -> None:
+    def __init__(
+        self, router: Stage, max_inflight: int, max_inflight_per_model: int, metrics: Metrics
+    ) -> None:
         self._router = router
+        self._metrics = metrics
         self._bound = max_inflight
         self._model_bound = max_inflight_per_model
         self._inflight: dict[str, int] = {}
@@ -48,8 +52,10 @@ class Admission:
     def _enter(self, model: str) -> None:
         held = self._inflight.get(model, 0)
         if self._total >= self._bound:
+            self._metrics.overloaded[""] += 1
             raise Overloaded(f"the gateway has {self._bound} requests in flight, its maximum")
         if held >= self._model_bound:
+            self._metrics.overloaded[model] += 1
             raise Overloaded(
                 f"model '{model}' has {self._model_bound} requests in flight, its maximum"
             )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from gateway.admission import Admission
 from gateway.batching.scheduling import make_scheduler
@@ -22,21 +21,33 @@ from gateway.engine.base import Engine
 from gateway.engine.embedded import EmbeddedEngine
 from gateway.engine.process import TritonProcess
 from gateway.engine.triton import TritonEngine
-from gateway.errors import EngineUnavailable
+from gateway.errors import EngineUnavailable, StartError
 from gateway.lifecycle.control import Catalogue, RepositoryControl
 from gateway.lifecycle.reconciler import Reconciler
 from gateway.lifecycle.supervisor import keep_running
+from gateway.logs import Logs, log_to_stderr
 from gateway.metrics import Metrics
 from gateway.registry import Registry
 from gateway.repository.catalogue import FolderCatalogue
+from gateway.response_cache import ResponseCache
 from gateway.router import Router
+from gateway.trace_settings import TraceSettings
 from gateway.transport.calls import Calls
 from gateway.transport.event_loop import EventLoop
 from gateway.transport.http import HttpServer, listen, make_app
 from gateway.transport.inference import Inference
+from gateway.transport.rest.infer import InferEndpoint
+from gateway.transport.rest.routes import routes
 from gateway.transport.rpcs.models import ModelRpcs
 from gateway.transport.rpcs.repository import RepositoryRpcs
+from gateway.transport.rpcs.settings import SettingsRpcs
+from gateway.transport.rpcs.shared_memory import SharedMemoryRpcs
+from gateway.transport.rpcs.statistics import StatisticsRpcs
 from gateway.transport.server import GrpcServer, rpcs_of
+from gateway.transport.shared_memory import SharedMemory
+
+if TYPE_CHECKING:
+    from gateway.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +56,12 @@ GC_THRESHOLD = 20_000  # allocations between two collections; Python's default i
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises `StartError`."""
-    _log_to_stderr(settings)
+    logs = log_to_stderr(settings.log_format, settings.log_level)
     with asyncio.Runner(loop_factory=EventLoop) as runner:
-        runner.run(serve(settings))
+        runner.run(serve(settings, logs))
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, logs: Logs) -> None:
     """Put the gateway together, serve, and take it apart in order.
 
     The drain: say NOT_SERVING and refuse new calls; answer those in flight; stop the control loop,
@@ -60,7 +71,7 @@ async def serve(settings: Settings) -> None:
     http_socket = listen(settings.host, settings.http_port)
     try:
         async with _backend(settings) as backend:
-            await _serve(settings, backend, http_socket, stopping)
+            await _serve(settings, logs, backend, http_socket, stopping)
     finally:
         http_socket.close()
     log.info("stopped")
@@ -68,6 +79,7 @@ async def serve(settings: Settings) -> None:
 
 async def _serve(
     settings: Settings,
+    logs: Logs,
     backend: _Backend,
     http_socket: socket.socket,
     stopping: asyncio.Event,
@@ -82,18 +94,27 @@ async def _serve(
         return not stopping.is_set()
 
     router = Router(registry)
-    admission = Admission(router, settings.max_inflight, settings.max_inflight_per_model)
+    cache = ResponseCache(settings.response_cache_bytes)
+    admission = Admission(router, settings.max_inflight, settings.max_inflight_per_model, metrics)
     calls = Calls()
-    inference = Inference(admission, registry, calls, settings.request_timeout_s)
+    memory = SharedMemory(settings.allow_client_shm)
+    traces = TraceSettings(settings.trace_endpoint, settings.trace_rate)
+    tracing = _tracing(settings.trace_endpoint, traces)
+    inference = Inference(admission, registry, calls, settings.request_timeout_s, memory, tracing)
     rpcs = rpcs_of(
         ModelRpcs(registry, ready),
         RepositoryRpcs(registry, control, settings.allow_repository_control),
+        SharedMemoryRpcs(memory),
+        StatisticsRpcs(registry),
+        SettingsRpcs(registry, logs, traces),
     )
     grpc_server = GrpcServer(inference, rpcs, calls, settings.max_message_bytes)
-    http_server = HttpServer(make_app(metrics, ready), http_socket)
+    infer = InferEndpoint(inference, registry, calls, settings.max_message_bytes)
+    api = routes(rpcs, calls, settings.max_message_bytes)
+    http_server = HttpServer(make_app(metrics, ready, infer, api), http_socket)
     port = await grpc_server.start(settings.host, settings.port)
-    async with asyncio.TaskGroup() as tasks:
-        schedule = partial(make_scheduler, backend.engine, router, settings.engine_timeout_s)
+    async with aclosing(control), asyncio.TaskGroup() as tasks:
+        schedule = partial(make_scheduler, backend.engine, router, settings.engine_timeout_s, cache)
         reconciler = Reconciler(registry, backend.engine, settings.idle_timeout_s, schedule)
         control_loop = tasks.create_task(reconciler.run(), name="reconciler")
         tasks.create_task(http_server.run(), name="http")
@@ -110,6 +131,21 @@ async def _serve(
         await grpc_server.drain(settings.drain_timeout_s)
         control_loop.cancel()
         http_server.stop()
+        memory.close()
+        if tracing is not None:
+            await tracing.close()
+
+
+def _tracing(endpoint: str, settings: TraceSettings) -> Tracing | None:
+    if not endpoint:
+        return None
+    try:  # an extra, and not imported for nothing
+        from gateway.tracing import Tracing
+    except ImportError as error:
+        raise StartError(
+            f"--trace-endpoint needs the extra 'tracing', pip install 'tidegate[tracing]': {error}"
+        ) from None
+    return Tracing(settings, endpoint)
 
 
 @dataclass(frozen=True)
@@ -207,27 +243,3 @@ def _on_signals(*signals: signal.Signals) -> asyncio.Event:
     for number in signals:
         loop.add_signal_handler(number, arrive)
     return arrived
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (seconds since the epoch), level, logger, message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": round(record.created, 6),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def _log_to_stderr(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else text)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    # uvicorn says at every start and stop what this gateway's own lines say better
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)

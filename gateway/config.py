@@ -83,6 +83,14 @@ class Settings(BaseModel):
     response_cache_bytes: int = Field(
         64 * 1024**2, ge=0, description="bound on cached answers, all models together; 0 keeps none"
     )
+    trace_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP); empty traces nothing",
+    )
+    trace_rate: int = Field(
+        1000, gt=0, lt=2**32, description="trace one of so many requests that are in no trace yet"
+    )
     log_format: Literal["text", "json"] = Field("text", description="how a log line looks")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log line to print"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.ensemble import EnsembleStep
+from gateway.ragged import RaggedBatching
 from gateway.sequence import SequenceBatching, SequenceMark
 
 Array = npt.NDArray[Any]
@@ -146,7 +147,8 @@ class Stage(Protocol):
 class TensorSpec:
     """What a model takes or gives. `dims` exclude the batch dimension; -1 is any size.
 
-    Where `reshape` is given the model itself sees those dims, and clients `dims`.
+    Where `reshape` is given the model itself sees those dims, and clients `dims`. Of a `ragged`
+    input it sees one dimension: the elements of all requests of a batch.
     """
 
     name: str
@@ -154,10 +156,13 @@ class TensorSpec:
     dims: tuple[int, ...]
     optional: bool = False
     reshape: tuple[int, ...] | None = None
+    ragged: bool = False
 
     @property
     def model_dims(self) -> tuple[int, ...]:
         """The dims inside the model, without the batch dimension."""
+        if self.ragged:
+            return ()
         return self.dims if self.reshape is None else self.reshape
 
 
@@ -274,6 +279,18 @@ class RuntimeOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Override:
+    """What a client had a model loaded with, in place of what its repository says.
+
+    `config` is a ModelConfig as JSON. `folder` has the files, version folders and all, of which the
+    model then consists; None: those of the repository.
+    """
+
+    config: str
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One servable model version, as its repository describes it.
 
@@ -283,7 +300,10 @@ class ModelSpec:
     unchanged version are equal. `utf8_only`: what runs it takes no BYTES but UTF-8. `steps` make
     it an ensemble. `forwarded`: its requests go to the engine one by one, which schedules them.
     `parametric`: what runs it looks at the parameters of requests.
-    `cached`: equal requests may be answered from the response cache.
+    `cached`: equal requests may be answered from the response cache. `own_inputs` and
+    `own_outputs` are between the gateway and the model, and no client's: controls, states.
+    `metric_tags` are labels of its metrics.
+    `labels` are the names of an output's classes, by the output's name.
     """
 
     key: ModelKey
@@ -306,6 +326,25 @@ class ModelSpec:
     forwarded: bool = False
     parametric: bool = False
     cached: bool = False
+    ragged: RaggedBatching | None = None
+    own_inputs: tuple[TensorSpec, ...] = ()
+    own_outputs: tuple[TensorSpec, ...] = ()
+    override: Override | None = None
+    metric_tags: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+
+    @property
+    def inside(self) -> ModelSpec:
+        """The version as the model itself has it: its own inputs and outputs among the others."""
+        if not self.own_inputs and not self.own_outputs:
+            return self
+        return replace(
+            self,
+            inputs=self.inputs + self.own_inputs,
+            outputs=self.outputs + self.own_outputs,
+            own_inputs=(),
+            own_outputs=(),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +354,8 @@ class ModelRow:
     `waiting` counts requests that wait until it is ready, `queued` those in its batch queue,
     `running` batches in the engine: these may outlive the requests that they were cut for.
     `last_used` and `retry_at` are absolute seconds of the event loop's clock. A `retired` version
-    has left the repository (or its version policy) and is to go once nobody uses it.
+    has left the repository (or its version policy) and is to go once nobody uses it. `keep_s` is
+    for how long after its last use somebody may come back to what it holds: a sequence.
     """
 
     key: ModelKey
@@ -330,3 +370,4 @@ class ModelRow:
     load_requested: bool = False
     unload_requested: bool = False
     retired: bool = False
+    keep_s: float = 0.0

@@ -4,6 +4,7 @@ TidegateError
  +- StartError              the gateway cannot start as it was told to
  +- RepositoryError         a model's files are not what they should be
  +- InvalidRequest          the request contradicts itself or its model
+ |   +- RequestTooLarge     has more bytes than the gateway takes
  +- NotSupported            asks for something this gateway does not do
  +- NotAllowed              asks for something that is closed to clients
  +- NotFound                no such thing (a shared memory region, say)
@@ -38,6 +39,10 @@ class RepositoryError(TidegateError):
 
 class InvalidRequest(TidegateError):
     """The request contradicts itself or its model."""
+
+
+class RequestTooLarge(InvalidRequest):
+    """The request has more bytes than the gateway takes."""
 
 
 class NotSupported(TidegateError):

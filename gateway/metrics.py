@@ -1,30 +1,49 @@
-"""Every figure that the gateway publishes, in one place.
+"""Every figure that the gateway keeps of its models, in one place.
 
-One thread, the event loop's, writes plain numbers; a scrape turns them into Prometheus families.
-Where the meaning is Triton's the name is Triton's, so that existing dashboards work.
+One thread, the event loop's, writes plain numbers; who asks for them reads: exposition.py for
+Prometheus, the transport for ModelStatistics.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
-from gateway.core import ModelKey, ModelRow, ModelState
-
-READY = ModelState.READY
+from gateway import errors
+from gateway.core import ModelKey, ModelRow
 
 LATENCY_BOUNDS_S = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
-BATCH_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+MAX_RESPONSES = 256  # answers of one request, to a decoupled model, that are told apart
+
+
+class FailureReason(StrEnum):
+    """Why a request failed, in Triton's words."""
+
+    REJECTED = "REJECTED"
+    CANCELED = "CANCELED"
+    BACKEND = "BACKEND"
+    OTHER = "OTHER"
+
+
+_REASONS: Mapping[FailureReason, tuple[type[Exception], ...]] = {
+    FailureReason.REJECTED: (errors.QueueFull, errors.QueueTimeout),
+    # a Triton knows no deadlines: a client's ends in a cancellation there
+    FailureReason.CANCELED: (errors.DeadlineExceeded,),
+    FailureReason.BACKEND: (
+        errors.InferenceFailed,
+        errors.EngineUnavailable,
+        errors.EngineStalled,
+        errors.ModelLost,
+    ),
+}
 
 
 class Histogram:
@@ -32,53 +51,128 @@ class Histogram:
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
+    def __init__(self, bounds: tuple[float, ...] = LATENCY_BOUNDS_S) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one observation."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count an observation, or `times` equal ones."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
-    def exposed(self) -> tuple[list[tuple[str, float]], float]:
-        """Return cumulative buckets by upper bound, and the sum."""
-        total = 0.0
+    def exposed(self) -> tuple[list[tuple[float, int]], float]:
+        """Return cumulative buckets by upper bound, the last one's infinite, and the sum."""
+        total = 0
         buckets = []
-        for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts, strict=True):
+        for bound, count in zip([*self._bounds, float("inf")], self._counts, strict=True):
             total += count
             buckets.append((bound, total))
         return buckets, self._sum
 
 
 @dataclass(slots=True)
+class BatchStats:
+    """The runs of batches of one size: how many, and what joining, running, splitting took."""
+
+    count: int = 0
+    input_s: float = 0.0
+    infer_s: float = 0.0
+    output_s: float = 0.0
+
+
+@dataclass(slots=True)
+class ResponseStats:
+    """The n-th answers of a decoupled model's requests, each timed from the one before it."""
+
+    count: int = 0
+    took_s: float = 0.0
+
+
+@dataclass(slots=True)
 class ModelStats:
-    """What one model version has done since the gateway started. Durations in seconds."""
+    """What one model version has done since the gateway started. Durations in seconds.
+
+    As in Triton each request is charged with the whole compute time of its batch. `invalid` ones
+    did not fit the model, and are no failures of it. `refused` ones were turned away because their
+    deadlines could not be met; `slo_missed` were answered later than the model's own objective.
+    `tags` are the configuration's own labels.
+    """
 
     success: int = 0
-    failure: int = 0
+    invalid: int = 0
     refused: int = 0
-    inferences: int = 0
-    executions: int = 0
+    slo_missed: int = 0
+    failures: Counter[FailureReason] = field(default_factory=Counter)
+    failed_s: float = 0.0
+    executed_requests: int = 0
     request_s: float = 0.0
     queue_s: float = 0.0
-    compute_s: float = 0.0
+    input_s: float = 0.0
+    infer_s: float = 0.0
+    output_s: float = 0.0
+    last_inference: float = 0.0
     loads: int = 0
     load_failures: int = 0
     unloads: int = 0
     load_s: float = 0.0
-    batch_rows: Histogram = field(default_factory=lambda: Histogram(BATCH_BOUNDS))
-    latency: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
+    last_load_s: float = 0.0
+    cache_hits: int = 0
+    cache_hit_s: float = 0.0
+    cache_misses: int = 0
+    cache_miss_s: float = 0.0
+    batches: dict[int, BatchStats] = field(default_factory=dict)
+    responses: list[ResponseStats] = field(default_factory=list)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    latency: Histogram = field(default_factory=Histogram)
+    queue_time: Histogram = field(default_factory=Histogram)
+    compute_time: Histogram = field(default_factory=Histogram)
+    first_response: Histogram | None = None
 
-    def executed(self, rows: int, waits_s: Iterable[float], took_s: float) -> None:
-        """Count one run of `rows` elements; its requests have waited `waits_s` in the queue."""
-        self.executions += 1
-        self.inferences += rows
-        self.batch_rows.observe(rows)
+    @property
+    def failure(self) -> int:
+        """Requests that failed, whatever the reason."""
+        return self.failures.total()
+
+    @property
+    def executions(self) -> int:
+        """Batches that have run."""
+        return sum(batch.count for batch in self.batches.values())
+
+    @property
+    def inferences(self) -> int:
+        """Elements of all batches that have run."""
+        return sum(rows * batch.count for rows, batch in self.batches.items())
+
+    def executed(
+        self,
+        rows: int,
+        waits_s: Sequence[float],
+        took_s: float,
+        input_s: float = 0.0,
+        output_s: float = 0.0,
+    ) -> None:
+        """Count one run of `rows` elements; its requests have waited `waits_s` in the queue.
+
+        `input_s` and `output_s` are what joining and splitting the batch took besides.
+        """
+        batch = self.batches.get(rows)
+        if batch is None:
+            batch = self.batches[rows] = BatchStats()
+        batch.count += 1
+        batch.input_s += input_s
+        batch.infer_s += took_s
+        batch.output_s += output_s
+        requests = len(waits_s)
+        self.executed_requests += requests
+        self.queue_s += sum(waits_s)
+        self.input_s += input_s * requests
+        self.infer_s += took_s * requests
+        self.output_s += output_s * requests
+        self.compute_time.observe(took_s)
         for waited_s in waits_s:
-            self.queue_s += waited_s
-            self.compute_s += took_s
+            self.queue_time.observe(waited_s)
+        self.last_inference = time.time()
 
     def answered(self, took_s: float) -> None:
         """Count one request that was answered after `took_s` seconds."""
@@ -86,102 +180,56 @@ class ModelStats:
         self.request_s += took_s
         self.latency.observe(took_s)
 
+    def failed(self, error: BaseException, took_s: float) -> None:
+        """Count one request that ended in an error, or was cancelled by its client."""
+        if isinstance(error, errors.InvalidRequest | errors.NotSupported):
+            self.invalid += 1
+            return
+        self.failures[_reason(error)] += 1
+        self.failed_s += took_s
 
-# name, help, and how to read it off a model's stats. The `nv_` names mean what Triton's mean.
-_COUNTERS: tuple[tuple[str, str, Callable[[ModelStats], float]], ...] = (
-    ("nv_inference_request_success", "Requests answered", lambda s: s.success),
-    ("nv_inference_request_failure", "Requests failed", lambda s: s.failure),
-    ("nv_inference_count", "Inferences performed (batch elements)", lambda s: s.inferences),
-    ("nv_inference_exec_count", "Batches executed", lambda s: s.executions),
-    (
-        "nv_inference_request_duration_us",
-        "Time from admission to answer, microseconds",
-        lambda s: s.request_s * 1e6,
-    ),
-    (
-        "nv_inference_queue_duration_us",
-        "Time in the batch queue, microseconds",
-        lambda s: s.queue_s * 1e6,
-    ),
-    (
-        "nv_inference_compute_infer_duration_us",
-        "Time in the engine, counted for each request, microseconds",
-        lambda s: s.compute_s * 1e6,
-    ),
-    (
-        "tidegate_requests_refused_total",
-        "Requests turned away before they cost a slot: their deadlines could not be met",
-        lambda s: s.refused,
-    ),
-    ("tidegate_model_loads_total", "Loads that succeeded", lambda s: s.loads),
-    ("tidegate_model_load_failures_total", "Loads that failed", lambda s: s.load_failures),
-    ("tidegate_model_unloads_total", "Unloads", lambda s: s.unloads),
-    ("tidegate_model_load_seconds_total", "Time spent loading", lambda s: s.load_s),
-)
-_GAUGES: tuple[tuple[str, str, Callable[[ModelRow], float]], ...] = (
-    (
-        "nv_inference_pending_request_count",
-        "Requests that wait for the model to be ready, or in its batch queue",
-        lambda row: row.waiting + row.queued,
-    ),
-    ("tidegate_model_in_flight", "Requests in flight on a ready model", lambda row: row.in_flight),
-    ("tidegate_model_ready", "1 while the model is loaded", lambda row: row.state == READY),
-    (
-        "tidegate_model_bytes",
-        "Memory of a loaded model, by the size of its files",
-        lambda row: row.resident_bytes,
-    ),
-)
+    def responded(self, index: int, took_s: float) -> None:
+        """Count one of the answers, from 0 on, of a decoupled model to one request."""
+        if index == 0:
+            if self.first_response is None:
+                self.first_response = Histogram()
+            self.first_response.observe(took_s)
+        if index < MAX_RESPONSES:
+            if index == len(self.responses):
+                self.responses.append(ResponseStats())
+            self.responses[index].count += 1
+            self.responses[index].took_s += took_s
 
 
-class Metrics(Collector):
-    """The figures of every model, and their Prometheus text."""
+def _reason(error: BaseException) -> FailureReason:
+    if isinstance(error, asyncio.CancelledError):
+        return FailureReason.CANCELED
+    for reason, kinds in _REASONS.items():
+        if isinstance(error, kinds):
+            return reason
+    return FailureReason.OTHER
+
+
+class Metrics:
+    """The figures of every model, and those of the whole gateway.
+
+    `overloaded` counts requests that found the gateway full, by the model whose own bound was
+    reached; "" is the bound on all of them together.
+    """
 
     def __init__(self) -> None:
-        self._models: dict[ModelKey, ModelStats] = {}
-        self._rows: Callable[[], Sequence[ModelRow]] = tuple
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
+        self.models: dict[ModelKey, ModelStats] = {}
+        self.overloaded: Counter[str] = Counter()
+        self.rows: Callable[[], Sequence[ModelRow]] = tuple
 
     def model(self, key: ModelKey) -> ModelStats:
         """Return the figures of one model version, to be written to."""
-        return self._models.setdefault(key, ModelStats())
+        return self.models.setdefault(key, ModelStats())
+
+    def forget(self, key: ModelKey) -> None:
+        """Let the figures of a version go that has left the repository."""
+        self.models.pop(key, None)
 
     def watch(self, rows: Callable[[], Sequence[ModelRow]]) -> None:
-        """Read the gauges off these rows at every scrape."""
-        self._rows = rows
-
-    def exposition(self) -> bytes:
-        """Return everything as Prometheus text (format 0.0.4)."""
-        return generate_latest(self._registry)
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the families of a scrape."""
-        models = [
-            ({"model": key.name, "version": str(key.version)}, stats)
-            for key, stats in self._models.items()
-        ]
-        rows = self._rows()
-        for name, text, read in _COUNTERS:
-            # prometheus_client appends `_total` to whatever it calls a counter; Triton's names
-            # have none, so these go out without a type.
-            family = Metric(name, text, "unknown")
-            for labels, stats in models:
-                family.add_sample(name, labels, read(stats))
-            yield family
-        for name, text, look in _GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=["model", "version"])
-            for row in rows:
-                gauge.add_metric([row.key.name, str(row.key.version)], look(row))
-            yield gauge
-        for name, text, pick in (
-            ("tidegate_batch_rows", "Batch elements in an executed batch", "batch_rows"),
-            ("tidegate_request_seconds", "Time from admission to answer", "latency"),
-        ):
-            histogram = HistogramMetricFamily(name, text, labels=["model", "version"])
-            for labels, stats in models:
-                buckets, total = getattr(stats, pick).exposed()
-                histogram.add_metric([*labels.values()], buckets, total)
-            yield histogram
+        """Have gauges read off these rows."""
+        self.rows = rows

@@ -6,12 +6,15 @@ The request path counts itself in and out and raises demand; the reconciler alon
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 
 from gateway.batching.scheduler import Scheduler
 from gateway.core import LEGAL_MOVES, ModelKey, ModelRow, ModelSpec, ModelState
-from gateway.errors import InvalidRequest, ModelNotFound, ModelUnavailable
+from gateway.errors import InvalidRequest, ModelNotFound, ModelUnavailable, RepositoryError
 from gateway.metrics import Metrics
+from gateway.repository import ensemble_config
 from gateway.repository.reader import ModelListing
 
 IN_MEMORY = frozenset({ModelState.LOADING, ModelState.READY, ModelState.UNLOADING})
@@ -24,6 +27,7 @@ class Entry:
         self.spec = spec  # what requests are held against: as the engine has it, once loaded
         self.reading = spec  # what the repository says
         self.stats = metrics.model(spec.key)
+        self.stats.tags = spec.metric_tags
         self.state = ModelState.UNKNOWN
         self.reason = ""
         self.scheduler: Scheduler | None = None
@@ -37,9 +41,13 @@ class Entry:
         self.unload_requested = False
         self.retired = False
         self.loaded: ModelSpec | None = None  # the reading that was made ready last
+        # what an override has replaced, until that is loaded
+        self.fallback: ModelSpec | None = None
+        self._refused: tuple[ModelSpec, str] | None = None
         self._replacement: ModelSpec | None = None
         # Held by a request while it uses the ready model: it is not unloaded meanwhile.
         self.lease = Lease(self)
+        self.line = asyncio.Lock()
         self._moved = asyncio.Event()
         self._drained = asyncio.Event()
 
@@ -63,6 +71,7 @@ class Entry:
             load_requested=self.load_requested,
             unload_requested=self.unload_requested,
             retired=self.retired,
+            keep_s=self.spec.sequence.max_idle_s if self.spec.sequence else 0.0,
         )
 
     def backing_off(self) -> bool:
@@ -71,6 +80,16 @@ class Entry:
             self.state is ModelState.UNAVAILABLE
             and asyncio.get_running_loop().time() < self.retry_at
         )
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Count one in who waits until the version is ready; until then it is not put to sleep."""
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            self.last_used = asyncio.get_running_loop().time()
 
     @property
     def newest(self) -> ModelSpec:
@@ -86,17 +105,42 @@ class Entry:
         """Take the version as it now is on disk; one in memory is unloaded first."""
         self.retired = False
         if self.state in (ModelState.UNKNOWN, ModelState.UNAVAILABLE):
-            self.spec = self.reading = spec
+            if spec != self.reading:  # who waits for an equal one waits for this
+                self._take(spec)
             self.failures, self.retry_at = 0, 0.0
         elif spec != self.newest:
             self._replacement = spec
             self.unload_requested = True
 
+    def renew(self) -> None:
+        """Have an ensemble made ready anew: one of its members is another now."""
+        self.failures, self.retry_at = 0, 0.0
+        if self.state in (ModelState.LOADING, ModelState.READY):
+            self.unload_requested = True
+
     def replace(self) -> None:
         """Let a newer reading take the place of the one that has just left memory."""
         if self._replacement is not None:
-            self.spec = self.reading = self._replacement
+            self._take(self._replacement)
             self._replacement = None
+
+    def fall_back(self, reason: str) -> bool:
+        """Return whether the override that could not be loaded makes way for what was before."""
+        if self.fallback is None or self.stale:
+            return False
+        self._refused = (self.reading, reason)
+        self._replacement = self.fallback
+        return True
+
+    def refused_for(self, reading: ModelSpec) -> str:
+        """Return why a reading made way for the one before it; "" where it did not."""
+        return self._refused[1] if self._refused and self._refused[0] is reading else ""
+
+    def _take(self, spec: ModelSpec) -> None:
+        overrides = spec.override is not None and spec is not self.fallback
+        self.fallback = self.reading if overrides else None
+        self.spec = self.reading = spec
+        self.stats.tags = spec.metric_tags
 
     def move(self, state: ModelState, reason: str = "") -> None:
         """Change the state and wake whoever waits for that. For the reconciler only."""
@@ -154,6 +198,7 @@ class Registry:
         self._metrics = metrics
         self._models: dict[str, dict[int, Entry]] = {}
         self._errors: dict[str, str] = {}
+        self._ensembles: defaultdict[str, set[str]] = defaultdict(set)  # of each member
         # what requests without a version go to, as found before; cleared with every change
         self._latest: dict[str, Entry] = {}
         self._demand = asyncio.Event()
@@ -206,10 +251,75 @@ class Registry:
         serving = (entry for entry in self._models[name].values() if not entry.retired)
         return sorted(serving, key=lambda entry: entry.key.version)
 
+    def members(self, ensemble: ModelSpec, path: tuple[str, ...] = ()) -> list[Entry]:
+        """Return the entry of each step of an ensemble; of any other model none.
+
+        `path` are the ensembles that it is a member of. Raises `RepositoryError` where a member
+        is not there, or is in the end the ensemble itself.
+        """
+        name = ensemble.key.name
+        path = (*path, name)
+        found = []
+        for step in ensemble.steps:
+            if step.model in path:
+                raise ensemble_config.circular(path[path.index(step.model) :])
+            try:
+                member = self.find(step.model, str(step.version or ""))
+            except ModelUnavailable:
+                key = ModelKey(step.model, step.version or 1)
+                raise ensemble_config.broken(name, key, self._errors[step.model]) from None
+            except ModelNotFound:
+                known = bool(self._models.get(step.model))
+                raise ensemble_config.absent(name, step, known) from None
+            self.members(member.newest, path)
+            found.append(member)
+        return found
+
+    def joined(self, spec: ModelSpec) -> ModelSpec:
+        """Return an ensemble as its members make it, any other model as it is.
+
+        Raises `RepositoryError` where the members do not fit.
+        """
+        if not spec.steps:
+            return spec
+        members = self.members(spec)
+        return ensemble_config.joined(
+            spec, [each.newest if each.stale else each.spec for each in members]
+        )
+
+    def fault(self, entry: Entry) -> str:
+        """Return what keeps a version from being served, as far as is known; "" for nothing."""
+        if entry.backing_off():
+            return entry.reason
+        name = entry.key.name
+        try:
+            self.joined(entry.newest)
+            for member in self.members(entry.newest):
+                if reason := self.fault(member):
+                    raise ensemble_config.broken(name, member.key, reason)
+        except RepositoryError as error:
+            return str(error)
+        return ""
+
+    async def ready(self, entry: Entry) -> None:
+        """Return once a version is ready, and raise demand until then.
+
+        Raises `ModelUnavailable` with the load's reason at once where it fails, or has just failed.
+        """
+        failures = entry.stats.load_failures
+        with entry.awaited():
+            self.poke()
+            # those of a sequence go on in the order in which they came
+            async with entry.line if entry.spec.sequence else nullcontext():
+                while entry.state is not ModelState.READY:
+                    _raise_if_hopeless(entry, failures)
+                    await entry.next_move()
+
     def update(self, listing: ModelListing) -> None:
         """Take a model as it now is on disk. Versions that are gone retire.
 
-        Files that became faulty do not disturb versions that are loaded.
+        Files that became faulty do not disturb versions that are loaded. Ensembles that it is a
+        member of are made ready anew.
         """
         self._latest.pop(listing.name, None)
         versions = self._models.setdefault(listing.name, {})
@@ -218,6 +328,7 @@ class Registry:
                 self._errors[listing.name] = listing.error
             return
         self._errors.pop(listing.name, None)
+        before = _serving(versions)
         present = {spec.key.version: spec for spec in listing.versions}
         for version, spec in present.items():
             if version in versions:
@@ -227,7 +338,22 @@ class Registry:
         for version, entry in versions.items():
             if version not in present:
                 self._retire(entry)
+        for spec in listing.versions:
+            for step in spec.steps:
+                self._ensembles[step.model].add(listing.name)
+            self._meet(versions[spec.key.version])
+        if _serving(versions) != before:
+            for name in self._ensembles.get(listing.name, ()):
+                for entry in self._models.get(name, {}).values():
+                    entry.renew()
+                    self._meet(entry)
         self.poke()
+
+    def _meet(self, entry: Entry) -> None:
+        """Have a cold ensemble's spec say what its members make it, as far as they are known."""
+        if entry.reading.steps and entry.state in (ModelState.UNKNOWN, ModelState.UNAVAILABLE):
+            with suppress(RepositoryError):
+                entry.spec = self.joined(entry.reading)
 
     def knows(self, name: str) -> bool:
         """Return whether the model has been read, be it faulty."""
@@ -245,6 +371,7 @@ class Registry:
     def drop(self, key: ModelKey) -> None:
         """Forget a retired entry that holds nothing any more."""
         del self._models[key.name][key.version]
+        self._metrics.forget(key)
         self._forget_empty(key.name)
 
     def _retire(self, entry: Entry) -> None:
@@ -263,6 +390,20 @@ class Registry:
         """Return when somebody has poked since the last return."""
         await self._demand.wait()
         self._demand.clear()
+
+
+def _serving(versions: Mapping[int, Entry]) -> dict[int, ModelSpec]:
+    return {number: entry.newest for number, entry in versions.items() if not entry.retired}
+
+
+def _raise_if_hopeless(entry: Entry, failures: int) -> None:
+    """Raise where a model's next move cannot be to READY; `failures` were known before the wait."""
+    if entry.retired:
+        raise ModelNotFound(f"Request for unknown model: '{entry.key.name}' is not found")
+    if entry.stats.load_failures > failures or entry.backing_off():
+        raise ModelUnavailable(
+            f"model '{entry.key.name}' version {entry.key.version} is not available: {entry.reason}"
+        )
 
 
 def _version_number(version: str) -> int:

@@ -10,19 +10,12 @@ from contextlib import aclosing
 
 from gateway import signature
 from gateway.core import InferRequest, InferResponse, ModelState
-from gateway.errors import (
-    DeadlineExceeded,
-    ModelLost,
-    ModelNotFound,
-    ModelUnavailable,
-    TidegateError,
-)
+from gateway.errors import DeadlineExceeded, ModelLost, TidegateError
 from gateway.registry import Entry, Registry
 
 log = logging.getLogger(__name__)
 
 READY = ModelState.READY
-DEADLINE_SLACK_S = 0.002
 
 
 class Router:
@@ -41,7 +34,8 @@ class Router:
         entry = self._registry.find(request.model, request.version)
         try:
             signature.check(request, entry.spec)
-            if entry.state is not READY:
+            # none may overtake another of its sequence that is about to hear that it is ready
+            if entry.state is not READY or (entry.waiting and entry.spec.sequence):
                 await self._until_ready(entry, request)
             try:
                 # no await between here and the lease: the state cannot change meanwhile
@@ -51,16 +45,10 @@ class Router:
                 await self._reloaded(entry, request)
                 with entry.lease as scheduler:
                     response = await scheduler.infer(request)
-        except TidegateError:
-            entry.stats.failure += 1
+        except (TidegateError, asyncio.CancelledError) as error:
+            _count(entry, request, started, error)
             raise
-        except asyncio.CancelledError:
-            # A deadline that passed is a failure; a client that left is nobody's. The loop's clock
-            # has whole milliseconds, and gRPC's own timer may strike just before the batcher's.
-            if asyncio.get_running_loop().time() >= request.deadline - DEADLINE_SLACK_S:
-                entry.stats.failure += 1
-            raise
-        entry.stats.answered(time.perf_counter() - started)
+        _count(entry, request, started)
         return response
 
     async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
@@ -73,8 +61,8 @@ class Router:
         if not entry.spec.decoupled:
             yield await self.infer(request)
             return
-        started = time.perf_counter()
-        may_ask_again = True
+        started = last = time.perf_counter()
+        answered, asked_again = 0, False
         try:
             signature.check(request, entry.spec)
             if entry.state is not READY:
@@ -84,18 +72,20 @@ class Router:
                     with entry.lease as scheduler:
                         async with aclosing(scheduler.stream(request)) as answers:
                             async for answer in answers:
-                                may_ask_again = False
+                                now = time.perf_counter()
+                                entry.stats.responded(answered, now - last)
+                                answered, last = answered + 1, now
                                 yield answer
                     break
                 except ModelLost:
-                    if not may_ask_again:
+                    if answered or asked_again:
                         raise
-                    may_ask_again = False
+                    asked_again = True
                     await self._reloaded(entry, request)
-        except TidegateError:
-            entry.stats.failure += 1
+        except (TidegateError, asyncio.CancelledError, GeneratorExit) as error:
+            _count(entry, request, started, error)
             raise
-        entry.stats.answered(time.perf_counter() - started)
+        _count(entry, request, started)
 
     async def _reloaded(self, entry: Entry, request: InferRequest) -> None:
         """Have a model that the engine's server has forgotten loaded anew."""
@@ -112,29 +102,31 @@ class Router:
 
     async def _until_ready(self, entry: Entry, request: InferRequest) -> None:
         """Return once the entry serves the request; nothing may be awaited before its lease."""
-        spec, failures = entry.spec, entry.stats.load_failures
-        entry.waiting += 1
-        self._registry.poke()
+        spec = entry.spec
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
             async with asyncio.timeout_at(request.deadline):
-                while entry.state is not READY:
-                    _raise_if_hopeless(entry, failures)
-                    await entry.next_move()
+                await self._registry.ready(entry)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the request's deadline has passed while model '{entry.key.name}' was loading"
             ) from None
         finally:
-            entry.waiting -= 1
+            if request.trace is not None:
+                request.trace.span("cold_start", started, loop.time(), model=str(entry.key))
         if entry.spec is not spec:  # the wait ended in a newer reading of the model
             signature.check(request, entry.spec)
 
 
-def _raise_if_hopeless(entry: Entry, failures: int) -> None:
-    """Raise where a model's next move cannot be to READY; `failures` were known before the wait."""
-    if entry.retired:
-        raise ModelNotFound(f"Request for unknown model: '{entry.key.name}' is not found")
-    if entry.stats.load_failures > failures or entry.backing_off():
-        raise ModelUnavailable(
-            f"model '{entry.key.name}' version {entry.key.version} is not available: {entry.reason}"
-        )
+def _count(
+    entry: Entry, request: InferRequest, started: float, error: BaseException | None = None
+) -> None:
+    took_s = time.perf_counter() - started
+    if error is None:
+        entry.stats.answered(took_s)
+    else:
+        entry.stats.failed(error, took_s)
+    if log.isEnabledFor(logging.DEBUG):
+        outcome = "answered" if error is None else f"failed ({type(error).__name__}: {error})"
+        log.debug("%s%s: %s in %.3f ms", request.label, entry.key, outcome, took_s * 1e3)

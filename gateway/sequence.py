@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 
@@ -14,8 +15,51 @@ class SequenceMark(NamedTuple):
     end: bool = False
 
 
+class ControlKind(StrEnum):
+    """What a control input says of a row's request."""
+
+    START = "CONTROL_SEQUENCE_START"
+    READY = "CONTROL_SEQUENCE_READY"
+    END = "CONTROL_SEQUENCE_END"
+    CORRID = "CONTROL_SEQUENCE_CORRID"
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """An input that clients do not give: an element a row, `false` or `true`; CORRID: the id."""
+
+    kind: ControlKind
+    name: str
+    datatype: str
+    false: float = 0
+    true: float = 1
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A tensor that a model gives back to be given it again with the sequence's next request.
+
+    `dims` exclude the batch dimension, -1 is any size. A sequence begins with `initial_dims` of
+    zeros (BYTES: empty), or with the elements in `initial`, as raw contents have them.
+    """
+
+    input_name: str
+    output_name: str
+    datatype: str
+    dims: tuple[int, ...]
+    initial_dims: tuple[int, ...]
+    initial: bytes = b""
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceBatching:
-    """Triton's ModelSequenceBatching."""
+    """Triton's ModelSequenceBatching.
+
+    `slots` is how many sequences may be under way for each instance. When a batch of them is cut,
+    by either strategy, is in the model's `BatchPolicy`.
+    """
 
     max_idle_s: float = 1.0
+    slots: int = 1
+    controls: tuple[Control, ...] = ()
+    states: tuple[State, ...] = ()

@@ -89,7 +89,8 @@ def pack_strings(strings: Array) -> bytes:
 def unpack_strings(raw: bytes, expected: int) -> list[bytes]:
     """Return the elements of raw BYTES contents, no more than one above `expected`.
 
-    (A message holds millions of empty ones.) Raises `Truncated`.
+    (A message holds millions of empty ones.) Of that one only the length need be there. Raises
+    `Truncated`.
     """
     elements: list[bytes] = []
     at = 0
@@ -98,7 +99,7 @@ def unpack_strings(raw: bytes, expected: int) -> list[bytes]:
             raise Truncated("length", _LENGTH.size, len(raw) - at)
         (length,) = _LENGTH.unpack_from(raw, at)
         at += _LENGTH.size
-        if at + length > len(raw):
+        if at + length > len(raw) and len(elements) < expected:
             raise Truncated("content", length, len(raw) - at)
         elements.append(raw[at : at + length])
         at += length

@@ -8,8 +8,9 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from gateway.batching import tensors
+from gateway.batching import ragged, tensors
 from gateway.batching.batch_queue import MAX_MARGIN_S, BatchQueue
 from gateway.batching.due_times import DueTimes
 from gateway.batching.lane import Item
@@ -98,7 +99,11 @@ class Batcher:
         self._queue: BatchQueue[_Pending] = BatchQueue(self._policy)
         self._deadlines: DueTimes[_Pending] = DueTimes(lambda item: not item.reply.done())
         self._curve = LatencyCurve()
-        self._uniform = tensors.uniform(spec)
+        is_ragged = spec.ragged is not None
+        self._uniform = tensors.uniform(spec) and not is_ragged
+        self._bucket_of = ragged.bucket_of if is_ragged else tensors.bucket_of
+        self._stack = partial(ragged.stack, spec=spec) if is_ragged else tensors.stack
+        self._split = ragged.split if is_ragged else tensors.split
         # one instance alone answers in order anyway
         ordered = self._policy.preserve_ordering and spec.instances > 1
         self._line: deque[_Pending] | None = deque() if ordered else None
@@ -199,7 +204,7 @@ class Batcher:
     def _bucket(self, request: InferRequest) -> tuple[object, ...]:
         if self._uniform and not (request.parameters and self._spec.parametric):
             return ()
-        return tensors.bucket_of(request, self._spec)
+        return self._bucket_of(request, self._spec)
 
     def _timeout_s(self, request: InferRequest, level: int) -> float:
         queue = self._policy.queue(level)
@@ -308,16 +313,16 @@ class Batcher:
         rows = [item.rows for item in batch]
         started = self._loop.time()
         try:
+            inputs = self._stack(requests)
+            joined = self._loop.time()
             async with asyncio.timeout(self._limit_s):
                 outputs = await self._engine.infer(
-                    spec.key,
-                    tensors.stack(requests),
-                    tensors.wanted(requests, spec),
-                    requests[0].parameters,
+                    spec.key, inputs, tensors.wanted(requests, spec), requests[0].parameters
                 )
             finished = self._loop.time()
             retry = False  # an answer that does not fit is no refusal
-            responses = tensors.split(outputs, requests, rows, spec)
+            responses = self._split(outputs, requests, rows, spec)
+            split = self._loop.time()
         except InferenceFailed as error:
             return None if retry else _failures(batch, error)
         except TidegateError as error:
@@ -334,16 +339,34 @@ class Batcher:
         except Exception as error:
             log.exception("batch of %s failed: this is a bug", spec.key)
             return _failures(batch, InferenceFailed(f"{type(error).__name__}: {error}"))
-        self._count(batch, sum(rows), started, finished)
+        self._count(batch, sum(rows), started, joined, finished, split)
         for index, item in enumerate(batch):
             if item.length >= 0:
                 responses[index] = tensors.cropped(responses[index], item.length, spec)
         return responses
 
-    def _count(self, batch: list[_Pending], rows: int, started: float, finished: float) -> None:
+    def _count(
+        self,
+        batch: list[_Pending],
+        rows: int,
+        started: float,
+        joined: float,
+        finished: float,
+        split: float,
+    ) -> None:
         self._curve.observe(rows, finished - started, finished)
         waits_s = [started - item.queued_at for item in batch]
-        self._stats.executed(rows, waits_s, finished - started)
+        self._stats.executed(rows, waits_s, finished - joined, joined - started, split - finished)
+        if objective_s := self._policy.slo_s:
+            late = sum(finished - item.queued_at > objective_s for item in batch)
+            self._stats.slo_missed += late
+        for item in batch:
+            if item.request.trace is not None:
+                model = str(self._spec.key)
+                item.request.trace.span("queue", item.queued_at, started, model=model)
+                item.request.trace.span(
+                    "engine", started, split, model=model, rows=rows, requests=len(batch)
+                )
 
     def _deliver(self, batch: Sequence[_Pending], outcomes: Sequence[_Outcome]) -> None:
         """Hand out answers: at once, or each in its turn where the order is to be kept."""

@@ -76,7 +76,12 @@ class Forwarder:
 
     def _count(self, request: InferRequest, queued_at: float, started: float) -> None:
         rows = tensors.rows_of(request, self._spec)
-        self._stats.executed(rows, [started - queued_at], self._loop.time() - started)
+        finished = self._loop.time()
+        self._stats.executed(rows, [started - queued_at], finished - started)
+        if request.trace is not None:
+            model = str(self._spec.key)
+            request.trace.span("queue", queued_at, started, model=model)
+            request.trace.span("engine", started, finished, model=model, rows=rows, requests=1)
 
     async def drained(self) -> None:
         """Return when nothing waits and nothing runs."""

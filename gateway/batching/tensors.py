@@ -114,6 +114,17 @@ def wanted(requests: Sequence[InferRequest], spec: ModelSpec) -> list[str]:
     return [output.name for output in spec.outputs if output.name in names]
 
 
+def check_rows(outputs: Sequence[Tensor], total: int, spec: ModelSpec) -> None:
+    """Raise `InferenceFailed` where an output has not as many rows as the batch."""
+    for tensor in outputs:
+        got = tensor.data.shape[0] if tensor.data.ndim else 0
+        if got != total:
+            raise InferenceFailed(
+                f"model '{spec.key.name}' answered {got} rows in output '{tensor.name}' for a "
+                f"batch of {total}"
+            )
+
+
 def split(
     outputs: Sequence[Tensor],
     requests: Sequence[InferRequest],
@@ -124,15 +135,8 @@ def split(
 
     Raises `InferenceFailed` where an output has not as many rows as the batch.
     """
-    total = sum(rows)
     if spec.max_batch_size > 0:
-        for tensor in outputs:
-            got = tensor.data.shape[0] if tensor.data.ndim else 0
-            if got != total:
-                raise InferenceFailed(
-                    f"model '{spec.key.name}' answered {got} rows in output '{tensor.name}' for a "
-                    f"batch of {total}"
-                )
+        check_rows(outputs, sum(rows), spec)
     by_name = {tensor.name: tensor for tensor in outputs}
     names = [output.name for output in spec.outputs]
     responses = []

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LIBRARY = "libcuda.so.1"
+HANDLE_BYTES = 64  # of a CUipcMemHandle
+_PEER_ACCESS_ON_DEMAND = 1  # the only way in which the driver opens one
 
 
 class NoGpu(Exception):
@@ -30,6 +32,12 @@ def device_count() -> int:
     if count.value < 1:
         raise NoGpu("the NVIDIA driver knows no GPU")
     return count.value
+
+
+class _IpcHandle(ctypes.Structure):
+    """Passed by value."""
+
+    _fields_ = (("reserved", ctypes.c_ubyte * HANDLE_BYTES),)
 
 
 class Device:
@@ -70,6 +78,29 @@ class Device:
     def free(self, address: int) -> None:
         """Give back what `allocate` returned."""
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
+
+    def open_shared(self, handle: bytes, size: int) -> int:
+        """Return the address of another process's allocation, which has `size` bytes at least."""
+        address = ctypes.c_uint64()
+        self._call(
+            "cuIpcOpenMemHandle_v2",
+            ctypes.byref(address),
+            _IpcHandle.from_buffer_copy(handle),
+            ctypes.c_uint(_PEER_ACCESS_ON_DEMAND),
+        )
+        extent = ctypes.c_size_t()
+        try:
+            self._call("cuMemGetAddressRange_v2", None, ctypes.byref(extent), address)
+            if extent.value < size:
+                raise RuntimeError(f"the allocation has {extent.value} bytes, not {size}")
+        except RuntimeError:
+            self.close_shared(address.value)
+            raise
+        return address.value
+
+    def close_shared(self, address: int) -> None:
+        """Give back what `open_shared` returned."""
+        self._call("cuIpcCloseMemHandle", ctypes.c_uint64(address))
 
     def upload(self, address: int, source: int, size: int) -> None:
         """Copy from host memory."""

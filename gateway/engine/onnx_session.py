@@ -45,6 +45,7 @@ class OnnxSession:
         self._session = session
         self._closing = threading.Lock()
         self._on_gpu = on_gpu
+        spec = spec.inside
         self._datatypes = {output.name: output.datatype for output in spec.outputs}
         self._batch_dims = 1 if spec.max_batch_size > 0 else 0
         # what the model sees and clients see, for the few tensors where these differ

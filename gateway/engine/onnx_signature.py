@@ -27,8 +27,13 @@ _ONNX_TO_KSERVE = {
 
 def check_signature(spec: ModelSpec, session: Any) -> None:
     """Raise `RepositoryError` where the configuration contradicts the model."""
+    spec = spec.inside
+    needed = session.get_inputs()
+    # with a value of their own in the model: what `optional` is for
+    inputs = [*needed, *session.get_overridable_initializers()]
+    scattered = spec.ragged.scattered if spec.ragged else {}
     for kind, declared, actual in (
-        ("input", spec.inputs, session.get_inputs()),
+        ("input", spec.inputs, inputs),
         ("output", spec.outputs, session.get_outputs()),
     ):
         by_name = {node.name: node for node in actual}
@@ -39,15 +44,18 @@ def check_signature(spec: ModelSpec, session: Any) -> None:
                     f"config.pbtxt names {kind} '{tensor.name}', which the model has not; "
                     f"it has: {names}"
                 )
-            _check_tensor(kind, tensor, by_name[tensor.name], spec.max_batch_size > 0)
-    missing = {node.name for node in session.get_inputs()} - {t.name for t in spec.inputs}
+            node = by_name[tensor.name]
+            _check_datatype(kind, tensor, node)
+            if tensor.name not in scattered:  # these have their shapes from what clients send
+                _check_dims(kind, tensor, node, spec.max_batch_size > 0)
+    missing = {node.name for node in needed} - {tensor.name for tensor in spec.inputs}
     if missing:
         raise RepositoryError(
             f"config.pbtxt does not name the model's input '{min(missing)}', which it needs"
         )
 
 
-def _check_tensor(kind: str, tensor: TensorSpec, node: Any, batched: bool) -> None:
+def _check_datatype(kind: str, tensor: TensorSpec, node: Any) -> None:
     datatype = _ONNX_TO_KSERVE.get(node.type)
     if datatype is None:
         raise RepositoryError(f"the model's {kind} '{node.name}' has the type {node.type}")
@@ -56,6 +64,9 @@ def _check_tensor(kind: str, tensor: TensorSpec, node: Any, batched: bool) -> No
             f"config.pbtxt gives {kind} '{tensor.name}' the data type {tensor.datatype}, "
             f"the model {datatype}"
         )
+
+
+def _check_dims(kind: str, tensor: TensorSpec, node: Any, batched: bool) -> None:
     actual = [dim if isinstance(dim, int) else -1 for dim in node.shape or ()]
     declared = [-1, *tensor.model_dims] if batched else [*tensor.model_dims]
     if kind == "output" and not actual:

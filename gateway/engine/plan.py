@@ -65,7 +65,7 @@ def open_plan(spec: ModelSpec) -> OpenModel:
     try:
         blob = file.read_bytes()
         each = max(1, spec.instances // len(numbers))
-        plans = [Plan(tensorrt, spec, blob, number, each) for number in numbers]
+        plans = [Plan(tensorrt, spec.inside, blob, number, each) for number in numbers]
     except OSError as error:
         raise RepositoryError(f"cannot read '{spec.model_file}': {error.strerror}") from None
     except RuntimeError as error:

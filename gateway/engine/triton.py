@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gateway.core import (
     InferResponse,
     ModelKey,
     ModelSpec,
+    Override,
     Parameters,
     Tensor,
     request_label,
@@ -56,6 +57,8 @@ _CHANNEL_OPTIONS = (
 )
 _SERVICE = "/inference.GRPCInferenceService/"
 _UNLABELLED = request_label("")
+# a request, and one whose sequence has not got a slot
+_TIMED_OUT = ("Request timeout expired", "timeout of the corresponding sequence has been expired")
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
 _UNKNOWN_MODEL = "Request for unknown model"
 
@@ -70,6 +73,7 @@ class _Held:
 
     versions: set[int] = field(default_factory=set)
     released: set[int] = field(default_factory=set)
+    override: Override | None = None  # what Triton was last told to load instead of its own
     # keeps a model's loads and unloads from crossing each other
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -106,7 +110,7 @@ class TritonEngine:
             # first, so that the `unload` that follows a cancelled load finds it
             held.versions.add(key.version)
             try:
-                await self._make_ready(key, held)
+                await self._make_ready(spec, held)
                 loaded = await self._describe(key, spec)
             except TidegateError:
                 await self._release(key, held)
@@ -193,7 +197,7 @@ class TritonEngine:
         """Return whether Triton's repository has a model of this name."""
         return name in await self.names()
 
-    async def read(self, name: str) -> ModelListing:
+    async def read(self, name: str, override: Override | None = None) -> ModelListing:
         """Return a model as Triton describes it; what keeps it from loading becomes `error`.
 
         Triton describes only what it has loaded: a model that is not ready is loaded for this, and
@@ -203,30 +207,32 @@ class TritonEngine:
         async with held.lock:
             found = await self._ready_versions(name)
             try:
-                if held.versions or not found:
+                if held.versions or not found or override != held.override:
                     log.info("loading %s in Triton, to have it described", name)
-                    await self._load(name)
+                    await self._load(name, held, override)
                 specs = [
-                    await self._describe(ModelKey(name, version))
-                    for version in await self._ready_versions(name)
+                    replace(await self._describe(ModelKey(name, version)), override=override)
+                    for version in await self._ready_versions(name, override)
                 ]
             except RepositoryError as error:
                 return ModelListing(name, (), str(error))
             finally:
                 if not held.versions and not found:
-                    await self._unload(name)
+                    await self._unload(name, held)
         return ModelListing(name, tuple(specs))
 
-    async def _make_ready(self, key: ModelKey, held: _Held) -> None:
-        ready = await self._ready_versions(key.name)
-        if key.version in ready and key.version not in held.released:
+    async def _make_ready(self, spec: ModelSpec, held: _Held) -> None:
+        key = spec.key
+        ready = await self._ready_versions(key.name, spec.override)
+        as_wanted = key.version not in held.released and spec.override == held.override
+        if key.version in ready and as_wanted:
             return
         held.released.clear()
         try:
-            await self._load(key.name)
+            await self._load(key.name, held, spec.override)
         except RepositoryError:
             # Triton says so, too, where another version is at fault
-            if key.version not in await self._ready_versions(key.name):
+            if key.version not in await self._ready_versions(key.name, spec.override):
                 raise
 
     async def _release(self, key: ModelKey, held: _Held) -> None:
@@ -234,13 +240,17 @@ class TritonEngine:
         held.released.add(key.version)
         if not held.versions:
             held.released.clear()
-            await self._unload(key.name)
+            await self._unload(key.name, held)
 
-    async def _load(self, name: str) -> None:
+    async def _load(self, name: str, held: _Held, override: Override | None) -> None:
         """Load a model by name. Of one that is loaded, Triton loads anew what has changed."""
-        request = pb.RepositoryModelLoadRequest(model_name=name)
+        if override is None and held.override is not None:
+            # or Triton would keep to it while the model's own files are what they were
+            await self._unload(name, held)
+        request = await asyncio.to_thread(messages.load, name, override)
         try:
             await self._ask(self._stub.RepositoryModelLoad, request, timeout_s=None)
+            held.override = override
         except _NotControlled:
             if not await self._ready_versions(name):
                 raise RepositoryError(
@@ -248,9 +258,14 @@ class TritonEngine:
                     "request: start it with --model-control-mode=explicit"
                 ) from None
 
-    async def _unload(self, name: str) -> None:
-        """Unload a model by name. A server that is gone has forgotten it by itself."""
+    async def _unload(self, name: str, held: _Held) -> None:
+        """Unload a model by name. A server that is gone has forgotten it by itself.
+
+        With an ensemble go those of its members that nobody has asked for by name.
+        """
         request = pb.RepositoryModelUnloadRequest(model_name=name)
+        request.parameters["unload_dependents"].bool_param = True
+        held.override = None
         try:
             await self._ask(self._stub.RepositoryModelUnload, request)
         except _NotControlled:
@@ -267,15 +282,23 @@ class TritonEngine:
         config = (await self._ask(self._stub.ModelConfig, request)).config
         if spec is None:
             return model_spec(config, key.version, Path(key.name, str(key.version)))
-        return model_spec(config, key.version, spec.path, spec.file_bytes, spec.modified_ns)
+        described = model_spec(config, key.version, spec.path, spec.file_bytes, spec.modified_ns)
+        return replace(described, override=spec.override, labels=spec.labels)
 
     async def _index(self) -> Sequence[pb.RepositoryIndexResponse.ModelIndex]:
         index = await self._ask(self._stub.RepositoryIndex, pb.RepositoryIndexRequest())
         return list(index.models)
 
-    async def _ready_versions(self, name: str) -> list[int]:
-        index = await self._index()
-        return sorted(int(m.version) for m in index if m.name == name and m.state == "READY")
+    async def _ready_versions(self, name: str, override: Override | None = None) -> list[int]:
+        if override is None or override.folder is None:
+            index = await self._index()
+            return sorted(int(m.version) for m in index if m.name == name and m.state == "READY")
+        # the index knows nothing of a model that is not in Triton's repository
+        folders = [each.name for each in override.folder.iterdir() if each.name.isdecimal()]
+        asked = [pb.ModelReadyRequest(name=name, version=number) for number in folders]
+        answers = [await self._ask(self._stub.ModelReady, each) for each in asked]
+        ready = [int(each.version) for each, said in zip(asked, answers, strict=True) if said.ready]
+        return sorted(ready)
 
     async def _ask(
         self, method: Any, request: Message, timeout_s: float | None = CONTROL_TIMEOUT_S
@@ -302,7 +325,7 @@ class TritonEngine:
             return ModelLost(text)
         if text == "Exceeds maximum queue size":
             return QueueFull(text)
-        if text == "Request timeout expired":
+        if text in _TIMED_OUT:
             return QueueTimeout(text)
         if self._is_down(error):
             return self._down(text)

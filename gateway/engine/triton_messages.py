@@ -7,13 +7,26 @@ from collections.abc import Sequence
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway import wire
-from gateway.core import InferRequest, InferResponse, ModelKey, Parameters, Tensor
+from gateway.core import InferRequest, InferResponse, ModelKey, Override, Parameters, Tensor
 from gateway.errors import InferenceFailed
 
 # the number of the field and its wire type, 2 for bytes
 _RAW_INPUT_CONTENTS = (
     pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
 )
+
+
+def load(name: str, override: Override | None) -> pb.RepositoryModelLoadRequest:
+    """Return a request to load a model. Reads the files of an override."""
+    message = pb.RepositoryModelLoadRequest(model_name=name)
+    if override is not None:
+        message.parameters["config"].string_param = override.config
+        if override.folder is not None:
+            for file in override.folder.rglob("*"):
+                if file.is_file():
+                    path = file.relative_to(override.folder).as_posix()
+                    message.parameters[f"file:{path}"].bytes_param = file.read_bytes()
+    return message
 
 
 def batch(

@@ -23,7 +23,7 @@ _CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
 _OLDEST_GLIBC = (2, 35)
 # nvidia-pytriton has stubs for Python 3.8 to 3.13, NumPy 1 wheels up to 3.12, we need 3.11
 _PYTHONS = (11, 12)
-_ONNX_BACKEND = Path(__file__).parent / "onnx_backend" / "model.py"
+_ONNX_BACKEND = Path(__file__).parent / "onnx_backend"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,8 @@ class Installation:
         shutil.copytree(self.package / "backends" / "python", python)
         stub = self.package / "python_backend_stubs" / self.version / "triton_python_backend_stub"
         shutil.copy2(stub, python)
-        onnxruntime = folder / "onnxruntime"
-        onnxruntime.mkdir()
-        shutil.copy2(_ONNX_BACKEND, onnxruntime)
+        compiled = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(_ONNX_BACKEND, folder / "onnxruntime", ignore=compiled)
 
 
 def find(env: Path) -> Installation:

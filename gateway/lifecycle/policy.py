@@ -82,10 +82,11 @@ def _ready(row: ModelRow, now: float, idle_timeout_s: float) -> tuple[Action | N
         return Unload(row.key, "left the repository"), math.inf
     if row.unload_requested:
         return Unload(row.key, "unloaded"), math.inf
+    wait_s = max(idle_timeout_s, row.keep_s)
     if row.in_flight or row.waiting or row.running:
         # whatever is in flight now ends no sooner than now
-        return None, now + idle_timeout_s
-    idle_at = row.last_used + idle_timeout_s
+        return None, now + wait_s
+    idle_at = row.last_used + wait_s
     return (Unload(row.key, "idle"), math.inf) if now >= idle_at else (None, idle_at)
 
 

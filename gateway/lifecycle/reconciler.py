@@ -9,9 +9,10 @@ import time
 from contextlib import suppress
 
 from gateway.batching.scheduler import Schedule
-from gateway.core import ModelState
-from gateway.engine.base import Engine
+from gateway.core import ModelSpec, ModelState
+from gateway.engine.base import Engine, Loaded
 from gateway.errors import EngineUnavailable, TidegateError
+from gateway.lifecycle.ensembles import activate
 from gateway.lifecycle.policy import (
     FIRST_RETRY_S,
     Action,
@@ -89,7 +90,7 @@ class Reconciler:
     async def _load(self, entry: Entry, tasks: asyncio.TaskGroup) -> None:
         started = time.perf_counter()
         try:
-            loaded = await self._engine.load(entry.reading)
+            loaded = await self._open(entry.reading)
         except asyncio.CancelledError:
             await self._engine.unload(entry.key)
             entry.move(ModelState.UNAVAILABLE, "the load was cancelled")
@@ -107,17 +108,28 @@ class Reconciler:
             entry.failures, entry.retry_at = 0, 0.0
             entry.stats.loads += 1
             entry.stats.load_s += took
+            entry.stats.last_load_s = took
             entry.spec, entry.resident_bytes = loaded
             entry.scheduler = self._schedule(entry.spec, entry.stats, tasks)
             entry.last_used = asyncio.get_running_loop().time()
-            entry.loaded = entry.reading
+            entry.loaded, entry.fallback = entry.reading, None
             # asked for meanwhile, a newer reading still has to be loaded
             entry.load_requested = entry.load_requested and entry.stale
             entry.move(ModelState.READY)
             log.info("loaded %s in %.0f ms", entry.key, took * 1e3)
         self._registry.poke()
 
+    async def _open(self, spec: ModelSpec) -> Loaded:
+        """Load a version; an ensemble is ready once its members are, and takes nothing itself."""
+        if spec.steps:
+            spec = await activate(self._registry, spec)
+            if not spec.forwarded:
+                return Loaded(spec, 0)
+        return await self._engine.load(spec)
+
     def _load_failed(self, entry: Entry, reason: str, wait_s: float = 0.0) -> None:
+        if entry.fall_back(reason):
+            log.error("cannot load %s: %s (it stays as it was)", entry.key, reason)
         if entry.stale:  # the files have been mended while this load ran: the next one counts
             entry.unload_requested = False
             entry.replace()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from gateway.core import Override
 from gateway.repository.reader import ModelListing, has_model, model_names, read_model
 
 
@@ -23,6 +24,6 @@ class FolderCatalogue:
         """Return whether there is a model folder of this name."""
         return await asyncio.to_thread(has_model, self._root, name)
 
-    async def read(self, name: str) -> ModelListing:
-        """Return one model as it is on disk now."""
-        return await asyncio.to_thread(read_model, self._root, name, self._embedded)
+    async def read(self, name: str, override: Override | None = None) -> ModelListing:
+        """Return one model as it is on disk now, or as a client wants it."""
+        return await asyncio.to_thread(read_model, self._root, name, self._embedded, override)

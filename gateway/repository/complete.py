@@ -9,14 +9,16 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from gateway.errors import RepositoryError
+from gateway.repository import ragged_config, sequence_config
 from gateway.repository.config_pbtxt import (
     BACKEND,
-    DATATYPE_NUMBERS,
     DEFAULT_MODEL_FILE,
     PLATFORM,
     ModelConfig,
     is_onnx,
 )
+from gateway.repository.datatypes import NUMBERS
+from gateway.repository.ensemble_config import is_ensemble
 
 DEFAULT_MAX_BATCH_SIZE = 4
 
@@ -59,6 +61,7 @@ def complete(config: ModelConfig, name: str, model_file: Path | None) -> None:
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     outputs = list(graph.output)
+    own = {*sequence_config.own_tensors(config), *ragged_config.own_tensors(config)}
     undeclared = not config.input and not config.output
     if undeclared and config.max_batch_size == 0 and all(map(_dynamic_first, inputs + outputs)):
         config.max_batch_size = DEFAULT_MAX_BATCH_SIZE
@@ -67,6 +70,8 @@ def complete(config: ModelConfig, name: str, model_file: Path | None) -> None:
     for values, declared in ((inputs, config.input), (outputs, config.output)):
         if not declared:
             for value in values:
+                if value.name in own:
+                    continue
                 _describe(value, declared.add(), batched=config.max_batch_size > 0)
 
 
@@ -80,6 +85,9 @@ def spell_out(config: ModelConfig) -> None:
         config.default_model_filename = config.default_model_filename or DEFAULT_MODEL_FILE
     if config.version_policy.WhichOneof("policy_choice") is None:
         config.version_policy.latest.num_versions = 1
+    if is_ensemble(config):
+        config.model_transaction_policy.SetInParent()
+    sequence_config.spell_out(config)
     batching = config.dynamic_batching
     batched = config.HasField("dynamic_batching") and config.max_batch_size > 0
     if batched and not batching.preferred_batch_size:
@@ -111,5 +119,5 @@ def _describe(value: onnx.ValueInfoProto, tensor: Any, batched: bool) -> None:
     if datatype is None:
         raise RepositoryError(f"the model's tensor '{value.name}' has a type that KServe has not")
     tensor.name = value.name
-    tensor.data_type = DATATYPE_NUMBERS[datatype]
+    tensor.data_type = NUMBERS[datatype]
     tensor.dims.extend(_dims(value)[1:] if batched else _dims(value))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from gateway.core import (
@@ -23,7 +24,8 @@ from gateway.core import (
     WarmUpInput,
 )
 from gateway.errors import RepositoryError
-from gateway.repository import own_parameters
+from gateway.repository import ensemble_config, own_parameters, ragged_config, sequence_config
+from gateway.repository.datatypes import NAMES
 
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 
@@ -31,12 +33,6 @@ PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 DEFAULT_MODEL_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
-
-_DATATYPES = {
-    number: {"TYPE_STRING": "BYTES"}.get(name, name.removeprefix("TYPE_"))
-    for name, number in model_config_pb2.DataType.items()
-}
-DATATYPE_NUMBERS = {name: number for number, name in _DATATYPES.items()}
 
 
 def parse(text: str, file: Path) -> ModelConfig:
@@ -47,6 +43,19 @@ def parse(text: str, file: Path) -> ModelConfig:
         # the parser begins its text with "line:column : "
         reason = str(error).split(" : ", 1)[-1]
         raise RepositoryError(f"{file.name} line {error.GetLine()}: {reason}") from None
+
+
+def parse_json(text: str) -> ModelConfig:
+    """Return the message that a client sent as JSON. Raises `RepositoryError`."""
+    try:
+        given = json.loads(text)
+        if not isinstance(given, dict):
+            raise ValueError("it is no object")
+        json.dumps(given, ensure_ascii=False).encode()  # protobuf trips over lone surrogates
+        return json_format.ParseDict(given, ModelConfig())
+    # brackets within brackets, a thousand deep, are a RecursionError
+    except (json_format.ParseError, ValueError, RecursionError) as error:
+        raise RepositoryError(f"parameter 'config' is no ModelConfig: {error}") from None
 
 
 def is_onnx(config: ModelConfig) -> bool:
@@ -70,7 +79,8 @@ def check_embedded(config: ModelConfig) -> None:
         raise RepositoryError(
             "the embedded engine serves no decoupled models: an ONNX model answers once"
         )
-    if not is_onnx(config) and not is_plan(config):
+    sequence_config.check_embedded(config)
+    if not is_onnx(config) and not is_plan(config) and not ensemble_config.is_ensemble(config):
         kind = "platform" if config.platform else "backend"
         raise RepositoryError(
             f"the embedded engine serves no models of {kind} '{config.platform or config.backend}'"
@@ -88,15 +98,32 @@ def check(config: ModelConfig, folder_name: str) -> None:
         raise RepositoryError(f"max_batch_size must not be negative for {name}")
     for tensor in (*config.input, *config.output):
         # proto3 enums are open: the parser takes any number
-        if tensor.data_type not in _DATATYPES or tensor.data_type == model_config_pb2.TYPE_INVALID:
+        if tensor.data_type not in NAMES or tensor.data_type == model_config_pb2.TYPE_INVALID:
             raise RepositoryError(f"tensor '{tensor.name}' has no valid data_type")
         if tensor.HasField("reshape"):
             _check_reshape(tensor)
         if any(dim == 0 or dim < -1 for dim in tensor.dims):
             raise RepositoryError(f"tensor '{tensor.name}' has a dim that is neither > 0 nor -1")
     own_parameters.check(config)
+    ensemble_config.check(config)
+    if config.response_cache.enable:
+        _check_cacheable(config, name)
+    sequence_config.check(config)
+    ragged_config.check(config)
     if config.HasField("dynamic_batching"):
         _check_batching(config, name)
+
+
+def _check_cacheable(config: ModelConfig, name: str) -> None:
+    for stateful, how in (
+        (config.HasField("sequence_batching"), "sequence batching scheduler"),
+        (config.model_transaction_policy.decoupled, "'decoupled' transaction policy"),
+    ):
+        if stateful:
+            raise RepositoryError(
+                f"Response Cache does not currently support model {name} with {how}. Please "
+                "disable the response cache."
+            )
 
 
 def _check_reshape(tensor: Any) -> None:
@@ -145,10 +172,11 @@ def tensor_specs(tensors: Iterable[Any]) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
             name=tensor.name,
-            datatype=_DATATYPES[tensor.data_type],
+            datatype=NAMES[tensor.data_type],
             dims=tuple(tensor.dims),
             optional=getattr(tensor, "optional", False),
             reshape=tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None,
+            ragged=getattr(tensor, "allow_ragged_batch", False),
         )
         for tensor in tensors
     )
@@ -156,6 +184,8 @@ def tensor_specs(tensors: Iterable[Any]) -> tuple[TensorSpec, ...]:
 
 def batch_policy(config: ModelConfig) -> BatchPolicy:
     """Return how the model's requests become batches."""
+    if config.HasField("sequence_batching"):
+        return sequence_config.batch_policy(config)
     if config.max_batch_size == 0 or not config.HasField("dynamic_batching"):
         return BatchPolicy(
             max_batch_size=max(1, config.max_batch_size),
@@ -231,7 +261,7 @@ def _warm_up(sample: model_config_pb2.ModelWarmup) -> WarmUp:
         inputs=tuple(
             WarmUpInput(
                 name=name,
-                datatype=_DATATYPES.get(tensor.data_type, "INVALID"),
+                datatype=NAMES.get(tensor.data_type, "INVALID"),
                 dims=tuple(tensor.dims),
                 data=sources.get(tensor.WhichOneof("input_data_type"), WarmUpData.ZEROS),
                 file=tensor.input_data_file,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.core import ModelKey, ModelSpec
-from gateway.repository import config_pbtxt
+from gateway.core import ModelKey, ModelSpec, Override
+from gateway.repository import config_pbtxt, ensemble_config, ragged_config, sequence_config
 
 
 def model_spec(
@@ -15,22 +15,26 @@ def model_spec(
     file_bytes: int = 0,
     modified_ns: int = 0,
     embedded: bool = False,
+    override: Override | None = None,
 ) -> ModelSpec:
     """Return one version of a model whose configuration is complete and checked.
 
     `embedded`: this process runs it, and not a Triton server.
     """
-    scheduled_by_triton = (
-        config.HasField("sequence_batching") or config.model_transaction_policy.decoupled
-    )
+    inputs = config_pbtxt.tensor_specs(config.input)
+    outputs = config_pbtxt.tensor_specs(config.output)
+    sequence = sequence_config.sequence_batching(config, path.parent if embedded else None)
+    ragged = ragged_config.ragged_batching(config)
+    # a ragged batch cannot be put into one request to a Triton server
+    scheduled_by_triton = sequence or ragged or config.model_transaction_policy.decoupled
     return ModelSpec(
         key=ModelKey(config.name, version),
         path=path,
         model_file=model_file(config),
         platform=config.platform or config.backend,
         max_batch_size=config.max_batch_size,
-        inputs=config_pbtxt.tensor_specs(config.input),
-        outputs=config_pbtxt.tensor_specs(config.output),
+        inputs=inputs,
+        outputs=outputs,
         batching=config_pbtxt.batch_policy(config),
         instances=config_pbtxt.instances(config),
         file_bytes=file_bytes,
@@ -38,10 +42,22 @@ def model_spec(
         config=config.SerializeToString(deterministic=True),
         utf8_only=embedded,  # ONNX Runtime's Python API takes no other text
         runtime=config_pbtxt.runtime_options(config),
+        steps=ensemble_config.steps(config),
+        sequence=sequence,
+        ragged=ragged,
+        own_inputs=(*sequence_config.own_inputs(sequence), *ragged_config.own_inputs(config)),
+        own_outputs=tuple(
+            own
+            for own in sequence_config.own_outputs(sequence)
+            # what is declared as an output, too, clients may look at
+            if own.name not in {output.name for output in outputs}
+        ),
         decoupled=config.model_transaction_policy.decoupled,
-        forwarded=scheduled_by_triton and not embedded,
+        forwarded=bool(scheduled_by_triton) and not embedded,
         parametric=not embedded,
         cached=config.response_cache.enable,
+        override=override,
+        metric_tags=dict(config.metric_tags),
     )
 
 

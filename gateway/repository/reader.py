@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gateway.core import ModelSpec
+from gateway.core import ModelSpec, Override
 from gateway.errors import RepositoryError, StartError
-from gateway.repository import config_pbtxt
+from gateway.repository import config_pbtxt, ensemble_config
 from gateway.repository.complete import complete, needs_model, spell_out
+from gateway.repository.labels import read_labels
 from gateway.repository.model_spec import model_file, model_spec
 
 
@@ -42,18 +43,32 @@ def has_model(root: Path, name: str) -> bool:
         return False
 
 
-def read_model(root: Path, name: str, embedded: bool = True) -> ModelListing:
+def read_model(
+    root: Path, name: str, embedded: bool = True, override: Override | None = None
+) -> ModelListing:
     """Return one model as it is on disk now; a fault in its files becomes `error`.
 
     `embedded` says that this process is to run it, and not a Triton server.
     """
     folder = root / name
+    if override is not None and override.folder is not None:
+        folder = override.folder
     ignored: tuple[str, ...] = ()
     try:
         numbers, ignored = _version_folders(folder)
-        config = _read_config(folder, numbers, ignored, embedded)
+        if override is not None:
+            config = config_pbtxt.parse_json(override.config)
+            _check_inside(config)
+        else:
+            config = _read_config(folder / "config.pbtxt")
+        if not numbers:
+            seen = f" ('{ignored[0]}' is none)" if ignored else ""
+            raise RepositoryError(f"no version folder: versions are whole numbers > 0{seen}")
+        _finish(config, name, folder / str(numbers[-1]), embedded)
+        labels = read_labels(config, folder)
         specs = tuple(
-            _spec(folder, number, config, embedded) for number in _by_policy(config, numbers)
+            replace(_spec(folder, number, config, embedded, override), labels=labels)
+            for number in _by_policy(config, numbers)
         )
     except RepositoryError as error:
         return ModelListing(name, (), str(error), ignored)
@@ -74,38 +89,42 @@ def _version_folders(folder: Path) -> tuple[list[int], tuple[str, ...]]:
     return sorted(numbers), tuple(sorted(ignored))
 
 
-def _read_config(
-    folder: Path, numbers: list[int], ignored: tuple[str, ...], embedded: bool
-) -> config_pbtxt.ModelConfig:
-    file = folder / "config.pbtxt"
+def _read_config(file: Path) -> config_pbtxt.ModelConfig:
     try:
         text = file.read_text()
     except FileNotFoundError:
         text = ""
     except (OSError, UnicodeDecodeError) as error:
         raise RepositoryError(f"cannot read config.pbtxt: {error}") from None
-    config = config_pbtxt.parse(text, file)
-    if not numbers:
-        seen = f" ('{ignored[0]}' is none)" if ignored else ""
-        raise RepositoryError(f"no version folder: versions are whole numbers > 0{seen}")
+    return config_pbtxt.parse(text, file)
+
+
+def _check_inside(config: config_pbtxt.ModelConfig) -> None:
+    """Raise `RepositoryError` where a client's configuration reaches for another folder's files."""
+    names = [config.default_model_filename, *config.cc_model_filenames.values()]
+    names += [output.label_filename for output in config.output]
+    for sample in config.model_warmup:
+        names += [tensor.input_data_file for tensor in sample.inputs.values()]
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise RepositoryError(f"'{name}' leads out of the model's folder")
+
+
+def _finish(config: config_pbtxt.ModelConfig, name: str, folder: Path, embedded: bool) -> None:
+    """Check a configuration and fill in, in place, what it leaves to the newest version's file."""
     if embedded:
         config_pbtxt.check_embedded(config)
-    _complete(config, folder, numbers[-1])
-    config_pbtxt.check(config, folder.name)
-    spell_out(config)
-    return config
-
-
-def _complete(config: config_pbtxt.ModelConfig, folder: Path, version: int) -> None:
     file = None
-    if needs_model(config):
-        file = folder / str(version) / model_file(config)
+    if needs_model(config) and not ensemble_config.is_ensemble(config):
+        file = folder / model_file(config)
         if not config_pbtxt.is_onnx(config):
             raise RepositoryError(
                 "config.pbtxt must declare the inputs and outputs: they are read from the files "
                 "of ONNX models only"
             )
-    complete(config, folder.name, file)
+    complete(config, name, file)
+    config_pbtxt.check(config, name)
+    spell_out(config)
 
 
 def _by_policy(config: config_pbtxt.ModelConfig, numbers: list[int]) -> list[int]:
@@ -122,7 +141,13 @@ def _by_policy(config: config_pbtxt.ModelConfig, numbers: list[int]) -> list[int
     return numbers[-max(1, count) :]
 
 
-def _spec(folder: Path, number: int, config: config_pbtxt.ModelConfig, embedded: bool) -> ModelSpec:
+def _spec(
+    folder: Path,
+    number: int,
+    config: config_pbtxt.ModelConfig,
+    embedded: bool,
+    override: Override | None,
+) -> ModelSpec:
     path = folder / str(number)
     stats = [file.stat() for file in path.rglob("*") if file.is_file()]
     return model_spec(
@@ -132,4 +157,5 @@ def _spec(folder: Path, number: int, config: config_pbtxt.ModelConfig, embedded:
         file_bytes=sum(stat.st_size for stat in stats),
         modified_ns=max((stat.st_mtime_ns for stat in stats), default=0),
         embedded=embedded,
+        override=override,
     )

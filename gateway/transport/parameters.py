@@ -34,6 +34,11 @@ def take(given: _Given, request: InferRequest) -> None:
                     f"{EMPTY_FINAL_RESPONSE}"
                 )
         elif name not in _SCHEDULING:
+            if not _kind(parameter):
+                raise InvalidRequest(
+                    f"invalid value type for '{name}' parameter, expected int64_param, bool_param, "
+                    "or string_param."
+                )
             own[name] = wire.parameter(parameter)
     request.priority = _priority(given)
     request.timeout_us = _timeout_us(given)

@@ -115,7 +115,9 @@ def _inference_handler(
     """
 
     def model_infer(message: service_pb2.ModelInferRequest, context: Context) -> Awaitable[bytes]:
-        return inference.infer(message, context.time_remaining())
+        if inference.tracing is None:  # metadata costs: gRPC makes it when asked
+            return inference.infer(message, context.time_remaining())
+        return inference.infer(message, context.time_remaining(), _headers(context))
 
     def without_context(rpc: Rpc) -> _Call:
         async def call(message: Message, _context: Context) -> bytes:
@@ -168,12 +170,18 @@ def _streamed(
 
         errors_end_it = _ERRORS_END_STREAMS in (context.invocation_metadata() or ())
         try:
-            answer = partial(inference.stream, errors_end_it=errors_end_it)
+            headers = _headers(context)
+            answer = partial(inference.stream, errors_end_it=errors_end_it, headers=headers)
             await stream.serve(read, context.write, answer, inference.decoupled)
         except Exception as error:
             await _abort(method, context, error)
 
     return handle
+
+
+def _headers(context: Context) -> dict[str, str]:
+    metadata = context.invocation_metadata() or ()
+    return {key: value for key, value in metadata if isinstance(value, str)}
 
 
 def _not_implemented(method: MethodDescriptor) -> Rpc:

@@ -13,6 +13,9 @@ from gateway.errors import TidegateError
 # Requests of one stream that are being answered; the next is read once there is room. As many as
 # fill several batches, and few enough that a client who does not read its answers costs little.
 WINDOW = 256
+# Fewer where this many bytes of answers would wait to be read: 1 MB each, 256 of them took 560 MB.
+HELD_BYTES = 32 * 1024 * 1024
+_GUESSED_BYTES = 1024 * 1024  # the size of the first answer, while it is not there
 
 Read = Callable[[], Awaitable[pb.ModelInferRequest | None]]
 """Gives the next request, None at the end of the client's."""
@@ -43,21 +46,30 @@ class _Stream:
         self._write = write
         self._answer = answer
         self._tasks = tasks
-        self._room = asyncio.Semaphore(WINDOW)
+        self._under_way = 0
+        self._one_less = asyncio.Event()
+        # the largest answer of late: each smaller one takes an eighth off it
+        self._answer_bytes = _GUESSED_BYTES
         self._writing = asyncio.Lock()
         # set once the newest request with a place in line has been answered
         self._last = asyncio.Event()
         self._last.set()
 
     async def run(self, read: Read, decoupled: Decoupled) -> None:
-        await self._room.acquire()
         while (message := await read()) is not None:
+            self._under_way += 1
             if decoupled(message):
                 self._tasks.create_task(self._serve(message))
             else:
                 before, self._last = self._last, asyncio.Event()
                 self._tasks.create_task(self._serve_in_turn(message, before, self._last))
-            await self._room.acquire()
+            await self._room()
+
+    async def _room(self) -> None:
+        """Return once another request may be read."""
+        while self._under_way >= max(1, min(WINDOW, HELD_BYTES // self._answer_bytes)):
+            self._one_less.clear()
+            await self._one_less.wait()
 
     async def _serve_in_turn(
         self, message: pb.ModelInferRequest, before: asyncio.Event, done: asyncio.Event
@@ -74,9 +86,21 @@ class _Stream:
         try:
             async with aclosing(self._answer(message)) as answers:
                 async for answer in answers:
+                    self._answer_bytes = max(len(answer), self._answer_bytes * 7 // 8, 1)
                     if before is not None:
                         await before.wait()
                     async with self._writing:
-                        await self._write(answer)
+                        await self._send(answer)
         finally:
-            self._room.release()
+            self._under_way -= 1
+            self._one_less.set()
+
+    async def _send(self, answer: bytes) -> None:
+        """Write one answer, to its end: with half a write under way gRPC can send no status."""
+        writing = asyncio.ensure_future(self._write(answer))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            writing.exception()  # it has been looked at: what cancelled this is what counts
+            raise

@@ -33,6 +33,7 @@ from gateway.lifecycle.reconciler import Reconciler
 from gateway.metrics import Metrics
 from gateway.registry import Entry, Registry
 from gateway.repository.reader import ModelListing
+from gateway.response_cache import ResponseCache
 from gateway.router import Router
 
 
@@ -178,14 +179,16 @@ class House:
         max_inflight: int,
         per_model: int,
         engine_timeout_s: float,
+        cache_bytes: int,
     ) -> None:
         self.engine = engine
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
         router = Router(self.registry)
-        schedule = partial(make_scheduler, engine, router, engine_timeout_s)
+        self.cache = ResponseCache(cache_bytes)
+        schedule = partial(make_scheduler, engine, router, engine_timeout_s, self.cache)
         self.reconciler = Reconciler(self.registry, engine, idle_timeout_s, schedule)
-        self.admission = Admission(router, max_inflight, per_model)
+        self.admission = Admission(router, max_inflight, per_model, self.metrics)
 
     def publish(self, *specs: ModelSpec) -> None:
         """Put versions of one model into the repository."""
@@ -243,9 +246,17 @@ async def house(
     max_inflight: int = 1000,
     per_model: int = 1000,
     engine_timeout_s: float = math.inf,
+    cache_bytes: int = 0,
 ) -> AsyncIterator[House]:
     """A gateway that serves `specs`; at the end its books must balance and no task be left."""
-    built = House(engine or FakeEngine(), idle_timeout_s, max_inflight, per_model, engine_timeout_s)
+    built = House(
+        engine or FakeEngine(),
+        idle_timeout_s,
+        max_inflight,
+        per_model,
+        engine_timeout_s,
+        cache_bytes,
+    )
     for one in specs or (spec(),):
         built.publish(one)
     running = asyncio.create_task(built.reconciler.run())

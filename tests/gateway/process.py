@@ -21,8 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 START_LIMIT_S = 30.0
 
 
-def command(repository: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "gateway.cli", "serve", "--repository", str(repository), *flags]
+def command(repository: Path | None, *flags: str) -> list[str]:
+    named = [] if repository is None else ["--repository", str(repository)]
+    return [sys.executable, "-m", "gateway.cli", "serve", *named, *flags]
 
 
 def run_to_end(repository: Path, *flags: str, env: dict[str, str] | None = None) -> tuple[int, str]:
@@ -60,7 +61,8 @@ class Gateway:
             sample.value
             for family in text_string_to_metric_families(self.get("/metrics")[1])
             for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
+            # the parser appends _total to the names of counters, which Triton's do not have
+            if sample.name in (name, f"{name}_total") and labels.items() <= sample.labels.items()
         )
 
     def stop(self) -> int:
@@ -77,7 +79,7 @@ def eventually(holds: Callable[[], bool], limit_s: float = 20.0) -> None:
 
 
 @contextmanager
-def gateway(repository: Path, *flags: str) -> Iterator[Gateway]:
+def gateway(repository: Path | None, *flags: str) -> Iterator[Gateway]:
     """A gateway on free ports; its stderr is JSON lines. Ended at the end if it still runs."""
     process = subprocess.Popen(
         command(repository, "--port", "0", "--http-port", "0", "--log-format", "json", *flags),

@@ -14,9 +14,15 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway import signature, wire
 from gateway.core import DTYPES, InferRequest, InferResponse, Tensor, TensorSpec
-from gateway.errors import InvalidRequest, NotSupported
-from gateway.transport.codec import decode, encode
+from gateway.errors import InvalidRequest
+from gateway.transport import codec
+from gateway.transport.codec import encode
+from gateway.transport.shared_memory import SharedMemory
 from tests.gateway.fakes import spec
+
+
+def decode(made: pb.ModelInferRequest, deadline: float) -> InferRequest:
+    return codec.decode(made, deadline, SharedMemory(allowed=False))
 
 
 def message(
@@ -136,11 +142,19 @@ def test_empty_batch_is_a_batch() -> None:
             message(struct.pack("<I", 0), (2,), "BYTES"),
             "expected 2 string elements for inference input 'x' for model 'm', got 1",
         ),
+        (
+            message(struct.pack("<II", 0, 9), (1,), "BYTES"),  # one too many, and it is cut
+            "unexpected number of string elements 2 for inference input 'x' for model 'm', "
+            "expecting 1",
+        ),
         (message(b"", (-1, 2)), "input 'x' has a negative dim or more than 64 dims: [-1, 2]"),
         (message(b"", (0,) * 65), "input 'x' has a negative dim or more than 64 dims"),
         (message(b"", (0, 2**62, 2**62)), "input 'x' has the impossible shape"),
         (message(b"12345678", datatype="FP8"), "input 'x' has an unknown data type 'FP8'"),
-        (message(None, datatype="FP16"), "of type 'FP16' needs raw_input_contents"),
+        (
+            message(None, datatype="FP16"),
+            "unable to find data for input tensor 'x' for model 'm' in request.",
+        ),
         (
             message(None, datatype="UINT8", uint_contents=[1, 256]),
             "input 'x' has a value that UINT8 cannot hold",
@@ -177,17 +191,6 @@ def test_priority_and_timeout_have_their_types() -> None:
     made = message(b"12345678")
     made.parameters["timeout"].bool_param = True
     assert "invalid value type for 'timeout' parameter, expected int64_param." in refusal(made)
-
-
-def test_what_is_not_built_yet_is_said_and_not_ignored() -> None:
-    made = message()
-    made.inputs[0].parameters["shared_memory_region"].string_param = "r"
-    with pytest.raises(NotSupported, match="shared memory"):
-        decode(made, 0.0)
-    made = message(b"12345678")
-    made.outputs.add(name="y").parameters["classification"].int64_param = 3
-    with pytest.raises(NotSupported, match="classification"):
-        decode(made, 0.0)
 
 
 def request(*tensors: Tensor, outputs: tuple[str, ...] = ()) -> InferRequest:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.core import ModelKey, ModelRow, ModelSpec, ModelState
+from gateway.core import ModelKey, ModelRow, ModelSpec, ModelState, Override
 from gateway.errors import DeadlineExceeded, LoadFailed, ModelNotFound, ModelUnavailable
 from gateway.lifecycle.control import RepositoryControl
 from gateway.lifecycle.policy import Decision, Load, Unload, decide, retry_after_s
@@ -212,7 +212,7 @@ class _Repository:
     async def has(self, name: str) -> bool:
         return name == self.listing.name
 
-    async def read(self, name: str) -> ModelListing:
+    async def read(self, name: str, override: Override | None = None) -> ModelListing:
         return self.listing
 
 

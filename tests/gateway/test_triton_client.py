@@ -300,11 +300,9 @@ def test_message_above_the_bound_is_refused(client: triton.InferenceServerClient
     assert refused(client, "any_width", wide).startswith("RESOURCE_EXHAUSTED")
 
 
-def test_repository_name_and_overrides_are_refused_and_not_ignored(
-    client: triton.InferenceServerClient, stub: service_pb2_grpc.GRPCInferenceServiceStub
+def test_repository_name_is_refused_and_not_ignored(
+    stub: service_pb2_grpc.GRPCInferenceServiceStub,
 ) -> None:
-    with pytest.raises(triton.InferenceServerException, match="load parameter 'config'"):
-        client.load_model("two", config="{}")
     with pytest.raises(grpc.RpcError, match="repository_name"):
         stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="elsewhere"))
 

@@ -15,6 +15,10 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+# beside this file: a backend's folder is on the path of its processes
+from implicit_state import Forgotten, Memory, controls, states  # type: ignore[import-not-found]
+from ragged_batch import Misfit, batch_input, scatter  # type: ignore[import-not-found]
+
 DEFAULT_FILE = "model.onnx"
 DEFAULT_MAX_BATCH_SIZE = 4
 _FATAL = 4  # what ONNX Runtime has to say is in its exceptions
@@ -63,8 +67,10 @@ class TritonPythonModel:
             )
         batched = known["max_batch_size"] > 0
         # written into it, because `add_input` takes no reshape
-        known["input"] = known["input"] or [_described(n, batched) for n in session.get_inputs()]
-        known["output"] = known["output"] or [_described(n, batched) for n in session.get_outputs()]
+        own = _own_inputs(known) | {state["output_name"] for state in states(known)}
+        for side, values in (("input", session.get_inputs()), ("output", session.get_outputs())):
+            clients = [node for node in values if node.name not in own]
+            known[side] = known[side] or [_described(node, batched) for node in clients]
         return config
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -72,13 +78,31 @@ class TritonPythonModel:
         self._config = json.loads(args["model_config"])
         self._session = _open(self._config)
         self._batched = int(self._config["max_batch_size"]) > 0
-        nodes = {node.name: node for node in self._session.get_inputs()}
+        self._ragged = {t["name"] for t in self._config["input"] if t.get("allow_ragged_batch")}
+        self._scattered = {
+            target: entry["source_input"][0]
+            for entry in self._config.get("batch_output", ())
+            for target in entry["target_name"]
+        }
+        self._memory = Memory(self._config)
+        needed = {node.name: node for node in self._session.get_inputs()}
+        optional = {node.name: node for node in self._session.get_overridable_initializers()}
+        nodes = needed | optional
         for tensor in self._config["input"]:
             _check(tensor, nodes, "input", self._batched)
-        _check_complete(self._config["input"], nodes)
+        own = _own_inputs(self._config)
+        _check_own(own, nodes, "input")
+        _check_complete(own | {tensor["name"] for tensor in self._config["input"]}, needed)
         outputs = {node.name: node for node in self._session.get_outputs()}
         for tensor in self._config["output"]:
-            _check(tensor, outputs, "output", self._batched)
+            if tensor["name"] not in self._scattered:  # these have the shapes of what clients send
+                _check(tensor, outputs, "output", self._batched)
+        _check_own({*self._scattered}, outputs, "output")
+        _check_own({state["output_name"] for state in states(self._config)}, outputs, "output")
+        self._requests_own = [
+            *(tensor["name"] for tensor in self._config["input"]),
+            *controls(self._config),
+        ]
         # Triton has no tensors without dims: a scalar is declared as one element
         self._scalars = {name for name, node in nodes.items() if not node.shape}
 
@@ -91,9 +115,14 @@ class TritonPythonModel:
                 feeds.append((index, self._feed(request)))
             except UnicodeDecodeError:
                 answers[index] = _refusal("ONNX Runtime takes strings in UTF-8 only")
+            except Forgotten as error:
+                answers[index] = _refusal(str(error))
         groups: dict[object, list[tuple[int, dict[str, Any]]]] = {}
         for index, feed in feeds:
-            shapes = tuple((name, array.shape[1:]) for name, array in feed.items())
+            shapes = tuple(
+                (name, None if name in self._ragged else array.shape[1:])
+                for name, array in feed.items()
+            )
             groups.setdefault(shapes if self._batched else index, []).append((index, feed))
         for members in groups.values():
             self._run(members, requests, answers)
@@ -103,50 +132,77 @@ class TritonPythonModel:
         self, members: list[tuple[int, dict[str, Any]]], requests: list[Any], answers: list[Any]
     ) -> None:
         feeds = [feed for _, feed in members]
-        if len(feeds) == 1:
-            joined = feeds[0]
-        else:
-            joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
         outputs = self._config["output"]
+        names = [output["name"] for output in outputs]
+        own = [name for name in self._memory.outputs if name not in names]
         try:
-            arrays = self._session.run([output["name"] for output in outputs], joined)
+            arrays = self._session.run(names + own, self._joined(feeds))
+            by_name = dict(zip(names + own, arrays, strict=True))
+            shares = self._shares(by_name, feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no root of their own
+            text = str(error) if isinstance(error, Misfit) else f"ONNX Runtime: {error}"
             for index, _ in members:
-                answers[index] = _refusal(f"ONNX Runtime: {error}")
+                answers[index] = _refusal(text)
             return
-        if self._batched:
-            total = sum(_rows(feed) for feed in feeds)
-            for output, array in zip(outputs, arrays, strict=True):
-                if array.shape[:1] != (total,):  # whose row is whose? nobody's answer is right
-                    text = f"a batch of {total} gave output '{output['name']}' the shape "
-                    for index, _ in members:
-                        answers[index] = _refusal(f"{text}{list(array.shape)}")
-                    return
-        start = 0
-        for index, feed in members:
-            rows = _rows(feed) if self._batched else 0
+        for position, (index, _) in enumerate(members):
             asked = requests[index].requested_output_names()
-            tensors = []
-            for output, array in zip(outputs, arrays, strict=True):
-                if output["name"] in asked:
-                    share = array[start : start + rows] if self._batched else array
-                    tensors.append(pb_utils.Tensor(output["name"], self._outside(output, share)))
+            tensors = [
+                pb_utils.Tensor(
+                    output["name"], self._outside(output, shares[output["name"]][position])
+                )
+                for output in outputs
+                if output["name"] in asked
+            ]
+            mine = {name: shares[name][position] for name in self._memory.outputs}
+            self._memory.keep(requests[index], mine)
             answers[index] = pb_utils.InferenceResponse(tensors)
-            start += rows
+
+    def _joined(self, feeds: list[dict[str, Any]]) -> dict[str, Any]:
+        joined = {}
+        for name in feeds[0]:
+            parts = [feed[name] for feed in feeds]
+            if name in self._ragged:
+                parts = [part.reshape(-1) for part in parts]
+            joined[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for entry in self._config.get("batch_input", ()):
+            source = entry["source_input"][0]
+            if source in feeds[0]:
+                made = batch_input(entry, [feed[source].shape for feed in feeds])
+                joined[entry["target_name"][0]] = made
+        return joined
+
+    def _shares(self, arrays: dict[str, Any], feeds: list[dict[str, Any]]) -> dict[str, list[Any]]:
+        """Return each output as its members' shares of it."""
+        if not self._batched:
+            return {name: [array] for name, array in arrays.items()}
+        ends = np.cumsum([_rows(feed) for feed in feeds])
+        shares = {}
+        for name, array in arrays.items():
+            if name in self._scattered:
+                (dims,) = [o["dims"] for o in self._config["output"] if o["name"] == name]
+                shapes = [feed[self._scattered[name]].shape for feed in feeds]
+                shares[name] = scatter(name, array, shapes, [-1, *map(int, dims)])
+            elif array.shape[:1] != (ends[-1],):  # whose row is whose? nobody's answer is right
+                raise Misfit(
+                    f"a batch of {ends[-1]} gave output '{name}' the shape {list(array.shape)}"
+                )
+            else:
+                shares[name] = np.split(array, ends[:-1])
+        return shares
 
     def _feed(self, request: Any) -> dict[str, Any]:
-        feed = {}
-        for declared in self._config["input"]:
-            tensor = pb_utils.get_input_tensor_by_name(request, declared["name"])
+        feed: dict[str, Any] = self._memory.recall(request)
+        for name in self._requests_own:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
             if tensor is None:  # an optional one
                 continue
             array = tensor.as_numpy()
             if array.dtype == np.object_:
                 texts = [element.decode() for element in array.ravel()]
                 array = np.array(texts, np.object_).reshape(array.shape)
-            if declared["name"] in self._scalars and array.size == 1:
+            if name in self._scalars and array.size == 1:
                 array = array.reshape(())
-            feed[declared["name"]] = array
+            feed[name] = array
         return feed
 
     def _outside(self, declared: dict[str, Any], array: Any) -> Any:
@@ -157,6 +213,12 @@ class TritonPythonModel:
         if not array.ndim and "reshape" not in declared:
             array = array.reshape([1] * len(declared["dims"]))
         return np.ascontiguousarray(array) if array.ndim else array
+
+
+def _own_inputs(config: dict[str, Any]) -> set[str]:
+    """Return the inputs that no client gives."""
+    made = {entry["target_name"][0] for entry in config.get("batch_input", ())}
+    return made | {*controls(config)} | {state["input_name"] for state in states(config)}
 
 
 def _open(config: dict[str, Any]) -> Any:
@@ -224,6 +286,8 @@ def _check(tensor: dict[str, Any], nodes: dict[str, Any], kind: str, batched: bo
         return  # a scalar, or of a rank that ONNX Runtime does not know: [] is what it says then
     dims = tensor["reshape"].get("shape", []) if "reshape" in tensor else tensor["dims"]
     declared = [-1] * batched + [int(dim) for dim in dims]
+    if tensor.get("allow_ragged_batch"):
+        declared = [-1]  # the elements of all requests, one after the other
     fits = len(actual) == len(declared) and all(
         # a fixed output of a dim declared open is right; a fixed input would refuse clients
         a in (d, -1) or (d == -1 and kind == "output" and not (batched and i == 0))
@@ -236,8 +300,16 @@ def _check(tensor: dict[str, Any], nodes: dict[str, Any], kind: str, batched: bo
         )
 
 
-def _check_complete(declared: list[dict[str, Any]], nodes: dict[str, Any]) -> None:
-    missing = sorted(nodes.keys() - {tensor["name"] for tensor in declared})
+def _check_own(names: set[str], nodes: dict[str, Any], kind: str) -> None:
+    for name in sorted(names - nodes.keys()):
+        raise pb_utils.TritonModelException(
+            f"the configuration names {kind} '{name}', which the model has not; "
+            f"it has: {', '.join(sorted(nodes))}"
+        )
+
+
+def _check_complete(declared: set[str], nodes: dict[str, Any]) -> None:
+    missing = sorted(nodes.keys() - declared)
     if missing:
         raise pb_utils.TritonModelException(
             f"the configuration does not name the model's input '{missing[0]}', which it needs"

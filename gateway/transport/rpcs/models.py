@@ -43,7 +43,7 @@ class ModelRpcs:
             entry = self._registry.find(message.name, message.version)
         except ModelUnavailable:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=self._ready() and not entry.backing_off())
+        return pb.ModelReadyResponse(ready=self._ready() and not self._registry.fault(entry))
 
     async def ModelMetadata(self, message: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         """Describe a model's inputs and outputs; a cold model stays cold."""
