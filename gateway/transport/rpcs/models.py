@@ -13,7 +13,11 @@ from gateway.core import ModelSpec, TensorSpec
 from gateway.errors import ModelUnavailable
 from gateway.registry import Registry
 
-EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy")
+EXTENSIONS = (
+    *("classification", "sequence", "model_repository", "model_repository(unload_dependents)"),
+    *("schedule_policy", "model_configuration", "system_shared_memory", "cuda_shared_memory"),
+    *("binary_tensor_data", "parameters", "statistics", "trace", "logging"),
+)
 
 
 class ModelRpcs:
