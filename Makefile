@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.complete
 TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo check test bench gpu-test format lock clean
+.PHONY: help setup triton demo check test fuzz bench gpu-test format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ check: setup  ## format, lint, types, import contracts
 
 test: setup triton  ## the tests (under 5 minutes)
 	$(BIN)/pytest
+
+fuzz: setup  ## 300,000 damaged messages to the codec, 30,000 to a gateway (2 minutes)
+	TIDEGATE_FUZZ=full $(BIN)/pytest tests/fuzz
 
 bench: setup triton  ## side by side with a bare echo, Triton and five frameworks (10 minutes; needs h2load)
 	$(BIN)/python -m benchmarks.frameworks install

@@ -29,7 +29,10 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="address to listen on, gRPC and HTTP")
     port: int = Field(8001, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     http_port: int = Field(
-        8002, ge=0, le=65535, description="HTTP port for /metrics and /healthz; 0 takes a free one"
+        8002,
+        ge=0,
+        le=65535,
+        description="HTTP port: REST, /metrics, /healthz, /docs; 0 takes a free one",
     )
     repository: Path = Field(Path("model_repository"), description="the Triton model repository")
     idle_timeout_s: float = Field(
@@ -42,7 +45,7 @@ class Settings(BaseModel):
         30.0, ge=0, description="how long SIGTERM waits for requests in flight, in seconds"
     )
     max_message_bytes: int = Field(
-        256 * 1024 * 1024, gt=0, le=2**31 - 1, description="largest gRPC message, in bytes"
+        256 * 1024 * 1024, gt=0, le=2**31 - 1, description="largest message and HTTP body, in bytes"
     )
     max_inflight: int = Field(4096, gt=0, description="requests in flight, all models together")
     max_inflight_per_model: int = Field(1024, gt=0, description="requests in flight, one model")

@@ -6,6 +6,7 @@ written here: prometheus_client appends `_total` to every counter, and Triton's 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
@@ -207,8 +208,12 @@ def _batch_buckets(stats: ModelStats) -> Iterator[tuple[float, int]]:
 
 def _labels(key: ModelKey, tags: Mapping[str, str]) -> str:
     """Return a model's labels; those of its `metric_tags` have a `_` before their names."""
-    own = "".join(f',_{name}="{_escaped(value)}"' for name, value in tags.items())
+    own = "".join(f',_{_name(tag)}="{_escaped(value)}"' for tag, value in tags.items())
     return f'model="{_escaped(key.name)}",version="{key.version}"{own}'
+
+
+def _name(tag: str) -> str:
+    return re.sub(r"\W", "_", tag, flags=re.ASCII)
 
 
 def _escaped(value: str) -> str:

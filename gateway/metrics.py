@@ -56,10 +56,10 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float, times: int = 1) -> None:
-        """Count an observation, or `times` equal ones."""
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
+    def observe(self, value: float) -> None:
+        """Count one observation."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
 
     def exposed(self) -> tuple[list[tuple[float, int]], float]:
         """Return cumulative buckets by upper bound, the last one's infinite, and the sum."""

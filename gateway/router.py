@@ -10,8 +10,9 @@ from contextlib import aclosing
 
 from gateway import signature
 from gateway.core import InferRequest, InferResponse, ModelState
+from gateway.entry import Entry
 from gateway.errors import DeadlineExceeded, ModelLost, TidegateError
-from gateway.registry import Entry, Registry
+from gateway.registry import Registry
 
 log = logging.getLogger(__name__)
 

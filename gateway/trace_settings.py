@@ -100,7 +100,13 @@ class TraceSettings:
             for name, value in given.items()
         }
         changed = replace(self.rule(model), **taken)
-        self._check(changed)
+        models = {}
+        if not model:
+            for name, rule in self._models.items():
+                kept = {each: getattr(rule, each) for each in self._own[name]}
+                models[name] = replace(changed, seen=rule.seen, **kept)
+        for rule in (changed, *models.values()):
+            self._check(rule)
         if model:
             own = self._own.get(model, set())
             own = own.union(given) - {name for name, value in given.items() if value is None}
@@ -108,10 +114,7 @@ class TraceSettings:
             if not own:
                 del self._own[model], self._models[model]
         else:
-            self._all = changed
-            for name, rule in self._models.items():
-                kept = {each: getattr(rule, each) for each in self._own[name]}
-                self._models[name] = replace(changed, seen=rule.seen, **kept)
+            self._all, self._models = changed, models
 
     def _check(self, rule: TraceRule) -> None:
         refused = "Attempting to set invalid trace setting :"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gateway.batching import ragged, tensors
+from gateway.batching.accounts import count_run
 from gateway.batching.batch_queue import MAX_MARGIN_S, BatchQueue
 from gateway.batching.due_times import DueTimes
 from gateway.batching.lane import Item
@@ -339,34 +340,14 @@ class Batcher:
         except Exception as error:
             log.exception("batch of %s failed: this is a bug", spec.key)
             return _failures(batch, InferenceFailed(f"{type(error).__name__}: {error}"))
-        self._count(batch, sum(rows), started, joined, finished, split)
+        total = sum(rows)
+        self._curve.observe(total, finished - started, finished)
+        waits_s = [started - item.queued_at for item in batch]
+        count_run(self._stats, spec, requests, waits_s, total, started, joined, finished, split)
         for index, item in enumerate(batch):
             if item.length >= 0:
                 responses[index] = tensors.cropped(responses[index], item.length, spec)
         return responses
-
-    def _count(
-        self,
-        batch: list[_Pending],
-        rows: int,
-        started: float,
-        joined: float,
-        finished: float,
-        split: float,
-    ) -> None:
-        self._curve.observe(rows, finished - started, finished)
-        waits_s = [started - item.queued_at for item in batch]
-        self._stats.executed(rows, waits_s, finished - joined, joined - started, split - finished)
-        if objective_s := self._policy.slo_s:
-            late = sum(finished - item.queued_at > objective_s for item in batch)
-            self._stats.slo_missed += late
-        for item in batch:
-            if item.request.trace is not None:
-                model = str(self._spec.key)
-                item.request.trace.span("queue", item.queued_at, started, model=model)
-                item.request.trace.span(
-                    "engine", started, split, model=model, rows=rows, requests=len(batch)
-                )
 
     def _deliver(self, batch: Sequence[_Pending], outcomes: Sequence[_Outcome]) -> None:
         """Hand out answers: at once, or each in its turn where the order is to be kept."""

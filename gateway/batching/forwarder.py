@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 from gateway.batching import tensors
+from gateway.batching.accounts import count_run
 from gateway.core import InferRequest, InferResponse, ModelSpec
 from gateway.engine.base import Engine
 from gateway.errors import DeadlineExceeded, NotSupported
@@ -77,11 +78,10 @@ class Forwarder:
     def _count(self, request: InferRequest, queued_at: float, started: float) -> None:
         rows = tensors.rows_of(request, self._spec)
         finished = self._loop.time()
-        self._stats.executed(rows, [started - queued_at], finished - started)
-        if request.trace is not None:
-            model = str(self._spec.key)
-            request.trace.span("queue", queued_at, started, model=model)
-            request.trace.span("engine", started, finished, model=model, rows=rows, requests=1)
+        waits_s = [started - queued_at]
+        count_run(
+            self._stats, self._spec, [request], waits_s, rows, started, started, finished, finished
+        )
 
     async def drained(self) -> None:
         """Return when nothing waits and nothing runs."""

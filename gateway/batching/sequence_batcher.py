@@ -134,21 +134,18 @@ class SequenceBatcher:
     async def _turn(self, sequence: LiveSequence[_Turn], request: InferRequest) -> None:
         """Return when the request has the turn."""
         turn = self._loop.create_future()
-        slot_due = math.inf
-        if request.timeout_us and not sequence.active:
-            slot_due = self._loop.time() + request.timeout_us / 1e6
-        due = min(request.deadline, slot_due)
         sequence.waiting.append(turn)
         self._waiting += 1
         try:
-            async with asyncio.timeout_at(due if due < math.inf else None):
-                await turn
-        except TimeoutError:
-            if slot_due < request.deadline and turn in sequence.waiting and not sequence.active:
-                self._reject(self._slots.drop(sequence))
-                raise QueueTimeout(_SEQUENCE_TIMEOUT) from None
-            self._leave(sequence, turn)
-            raise DeadlineExceeded("the request's deadline has passed") from None
+            if request.timeout_us and not sequence.active:
+                slot_due = self._loop.time() + request.timeout_us / 1e6
+                await self._until(min(slot_due, request.deadline), turn)
+                if slot_due < request.deadline and not turn.done() and not sequence.active:
+                    self._reject(self._slots.drop(sequence))
+            await self._until(request.deadline, turn)
+            if not turn.done():
+                raise DeadlineExceeded("the request's deadline has passed")
+            turn.result()
         except BaseException:
             self._leave(sequence, turn)
             raise
@@ -156,12 +153,17 @@ class SequenceBatcher:
             self._waiting -= 1
             self._turned.set()
 
+    async def _until(self, due: float, turn: _Turn) -> None:
+        if not turn.done():
+            wait_s = due - self._loop.time() if due < math.inf else None
+            await asyncio.wait((turn,), timeout=wait_s)
+
     def _leave(self, sequence: LiveSequence[_Turn], turn: _Turn) -> None:
         """Give up a request's place, or the turn that it got just as its client left."""
         now = self._loop.time()
-        if turn in sequence.waiting:
+        if not turn.done():
             self._go_on(self._slots.leave(sequence, turn, now))
-        elif sequence.busy:
+        elif turn.exception() is None:
             self._go_on(self._slots.end_turn(sequence, now))
 
     async def _step(
@@ -193,15 +195,13 @@ class SequenceBatcher:
 
     def _go_on(self, turns: Iterable[_Turn]) -> None:
         for turn in turns:
-            if not turn.done():  # one that is done has been cancelled: `_leave` is about to see it
-                turn.set_result(None)
+            turn.set_result(None)
         if self._timer is None:
             self._arm()
 
     def _reject(self, turns: Iterable[_Turn]) -> None:
         for turn in turns:
-            if not turn.done():
-                turn.set_exception(QueueTimeout(_SEQUENCE_TIMEOUT))
+            turn.set_exception(QueueTimeout(_SEQUENCE_TIMEOUT))
 
     def _arm(self) -> None:
         due = self._slots.next_expiry()

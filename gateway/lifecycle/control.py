@@ -12,8 +12,9 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from gateway.core import ModelState, Override
+from gateway.entry import IN_MEMORY, Entry
 from gateway.errors import LoadFailed, ModelNotFound, RepositoryError
-from gateway.registry import IN_MEMORY, Entry, Registry
+from gateway.registry import Registry
 from gateway.repository.overrides import Files, OverrideFiles
 from gateway.repository.reader import ModelListing
 

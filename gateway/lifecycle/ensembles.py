@@ -6,8 +6,9 @@ import asyncio
 from contextlib import ExitStack
 
 from gateway.core import ModelSpec
+from gateway.entry import Entry
 from gateway.errors import ModelUnavailable
-from gateway.registry import Entry, Registry
+from gateway.registry import Registry
 from gateway.repository import ensemble_config
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from gateway.batching.scheduler import Schedule
 from gateway.core import ModelSpec, ModelState
 from gateway.engine.base import Engine, Loaded
+from gateway.entry import Entry
 from gateway.errors import EngineUnavailable, TidegateError
 from gateway.lifecycle.ensembles import activate
 from gateway.lifecycle.policy import (
@@ -22,7 +23,7 @@ from gateway.lifecycle.policy import (
     decide,
     retry_after_s,
 )
-from gateway.registry import Entry, Registry
+from gateway.registry import Registry
 
 log = logging.getLogger(__name__)
 

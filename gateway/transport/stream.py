@@ -51,12 +51,13 @@ class _Stream:
         # the largest answer of late: each smaller one takes an eighth off it
         self._answer_bytes = _GUESSED_BYTES
         self._writing = asyncio.Lock()
+        self._ended = False
         # set once the newest request with a place in line has been answered
         self._last = asyncio.Event()
         self._last.set()
 
     async def run(self, read: Read, decoupled: Decoupled) -> None:
-        while (message := await read()) is not None:
+        while (message := await self._next(read)) is not None:
             self._under_way += 1
             if decoupled(message):
                 self._tasks.create_task(self._serve(message))
@@ -64,6 +65,13 @@ class _Stream:
                 before, self._last = self._last, asyncio.Event()
                 self._tasks.create_task(self._serve_in_turn(message, before, self._last))
             await self._room()
+
+    async def _next(self, read: Read) -> pb.ModelInferRequest | None:
+        try:
+            return await read()
+        except TidegateError:
+            await self._end(self._last)
+            raise
 
     async def _room(self) -> None:
         """Return once another request may be read."""
@@ -90,17 +98,21 @@ class _Stream:
                     if before is not None:
                         await before.wait()
                     async with self._writing:
-                        await self._send(answer)
+                        if not self._ended:
+                            await self._write(answer)
+        except TidegateError:
+            await self._end(before)
+            raise
         finally:
             self._under_way -= 1
             self._one_less.set()
 
-    async def _send(self, answer: bytes) -> None:
-        """Write one answer, to its end: with half a write under way gRPC can send no status."""
-        writing = asyncio.ensure_future(self._write(answer))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait([writing])
-            writing.exception()  # it has been looked at: what cancelled this is what counts
-            raise
+    async def _end(self, before: asyncio.Event | None) -> None:
+        """Return once an error may end the stream: its turn has come, and nothing is written.
+
+        It cancels whatever is under way, and with half a write gRPC could send no status.
+        """
+        if before is not None:
+            await before.wait()
+        async with self._writing:
+            self._ended = True

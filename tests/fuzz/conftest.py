@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from tests.fuzz.messages import SEED, damaged, half, samples
+from tests.fuzz.messages import SEED, damaged, samples, sized
 from tests.gateway.onnx_models import identity, put
 from tests.gateway.process import Gateway, eventually, gateway
 
 LIMIT_S = 10.0
-GROWTH_BYTES = half(40, 80) * 1e6
+GROWTH_BYTES = sized(40, 80) * 1e6
 
 
 class Complaints:

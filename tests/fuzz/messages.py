@@ -25,7 +25,7 @@ KNOWN_PARAMETERS = (
 )
 
 
-def half(quick: int, full: int) -> int:
+def sized(quick: int, full: int) -> int:
     """Return how many messages a test is to send."""
     return full if FULL else quick
 

@@ -24,7 +24,7 @@ from gateway.repository.reader import ModelListing
 from gateway.transport.calls import Calls
 from gateway.transport.inference import Inference
 from gateway.transport.shared_memory import SharedMemory
-from tests.fuzz.messages import SEED, damaged, half, requests, samples
+from tests.fuzz.messages import SEED, damaged, requests, samples, sized
 from tests.gateway.fakes import spec
 
 pytestmark = pytest.mark.timeout(1800)
@@ -118,7 +118,7 @@ def test_samples_themselves_are_answered(door: Door) -> None:
 
 
 @settings(
-    max_examples=half(500, 30_000),
+    max_examples=sized(500, 30_000),
     derandomize=SEED == 0,
     database=None,
     deadline=None,
@@ -134,7 +134,7 @@ def test_message_of_any_contents_is_answered_or_refused(
 @pytest.mark.usefixtures("no_growth")
 def test_damaged_message_is_answered_or_refused(door: Door) -> None:
     answers = []
-    for data in islice(damaged(samples()), half(20_000, 300_000)):
+    for data in islice(damaged(samples()), sized(20_000, 300_000)):
         try:
             message = pb.ModelInferRequest.FromString(data)
         except DecodeError:
@@ -142,14 +142,14 @@ def test_damaged_message_is_answered_or_refused(door: Door) -> None:
         answers.append(door.ask(message))
     assert all(answers)
     # or the damage would be too great to reach what is tested
-    assert len(answers) > half(4_000, 70_000)
-    assert answers.count("OK") > half(400, 7_000)
+    assert len(answers) > sized(4_000, 70_000)
+    assert answers.count("OK") > sized(400, 7_000)
 
 
 CONFIG = b'{"max_batch_size":8,"input":[{"name":"x","data_type":"TYPE_FP32","dims":[3]}]}'
 
 
 def test_damaged_configuration_of_a_load_is_read_or_refused() -> None:
-    for data in islice(damaged([CONFIG]), half(2_000, 20_000)):
+    for data in islice(damaged([CONFIG]), sized(2_000, 20_000)):
         with suppress(TidegateError):
             parse_json(data.decode(errors="surrogateescape"))

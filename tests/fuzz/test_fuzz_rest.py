@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fuzz.messages import EDGES, SEED, damaged, half
+from tests.fuzz.messages import EDGES, SEED, damaged, sized
 from tests.gateway.process import Gateway
 
 pytestmark = pytest.mark.usefixtures("nothing_is_lost")
@@ -106,7 +106,7 @@ def bodies(document: Any, tail: bytes = b"") -> Iterator[bytes]:
 def test_document_with_faults_is_answered(connection: http.client.HTTPConnection) -> None:
     told = Counter(
         ask(connection, "/v2/models/echo/infer", body)
-        for body in islice(bodies(INFER), half(600, 5_000))
+        for body in islice(bodies(INFER), sized(600, 5_000))
     )
     assert told[200] > 10
     assert told[400] > 200
@@ -115,7 +115,7 @@ def test_document_with_faults_is_answered(connection: http.client.HTTPConnection
 def test_binary_contents_with_faults_are_answered(connection: http.client.HTTPConnection) -> None:
     draw = random.Random(SEED)
     right = len(json.dumps(BINARY))
-    for body in islice(bodies(BINARY, bytes(12)), half(300, 2_000)):
+    for body in islice(bodies(BINARY, bytes(12)), sized(300, 2_000)):
         sizes = [right, len(body) - 12, len(body), "", "x", "²", *EDGES]
         size = str(draw.choice(sizes)).encode().decode("latin-1")
         ask(connection, "/v2/models/echo/versions/1/infer", body, {JSON_SIZE: size})
@@ -127,7 +127,7 @@ def test_compressed_contents_with_faults_are_answered(
     bomb = gzip.compress(bytes(50_000_000))  # within the bound, until it is unpacked
     assert ask(connection, "/v2/models/echo/infer", bomb, {"Content-Encoding": "gzip"}) != 200
     draw = random.Random(SEED)
-    for body in islice(damaged([gzip.compress(json.dumps(INFER).encode())]), half(200, 1_000)):
+    for body in islice(damaged([gzip.compress(json.dumps(INFER).encode())]), sized(200, 1_000)):
         coding = draw.choice(["gzip", "deflate", "gzip", "br", "", "gzip, gzip"])
         ask(connection, "/v2/models/echo/infer", body, {"Content-Encoding": coding})
 
@@ -136,7 +136,7 @@ def test_compressed_contents_with_faults_are_answered(
 def test_every_other_document_with_faults_is_answered(
     path: str, document: Any, connection: http.client.HTTPConnection
 ) -> None:
-    for body in islice(bodies(document), half(40, 250)):
+    for body in islice(bodies(document), sized(40, 250)):
         ask(connection, f"/v2/{path}", body)
 
 
@@ -144,7 +144,7 @@ def test_paths_that_lead_nowhere_are_answered(connection: http.client.HTTPConnec
     draw = random.Random(SEED)
     words = ["v2", "models", "echo", "versions", "1", "infer", "ready", "stats", "config", ""]
     words += ["%00", "%2e%2e", "..", "%ff", "repository", "a" * 3000, "9" * 400, "%F0%9F%8C%8A"]
-    for _ in range(half(300, 2_000)):
+    for _ in range(sized(300, 2_000)):
         path = "/" + "/".join(draw.choices(words, k=draw.randrange(1, 7)))
         method = draw.choice(["GET", "POST", "PUT", "DELETE", "HEAD"])
         connection.request(method, path)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from tests.fuzz.messages import SEED, damaged, half, requests, samples
+from tests.fuzz.messages import SEED, damaged, requests, samples, sized
 from tests.gateway.process import Gateway
 
 pytestmark = pytest.mark.usefixtures("nothing_is_lost")
@@ -91,13 +91,13 @@ def send_all(served: Gateway, rpc: str, messages: Iterator[bytes]) -> Counter[gr
 
 
 def test_damaged_inference_requests_are_answered(fuzzed: Gateway) -> None:
-    told = send_all(fuzzed, "ModelInfer", islice(damaged(samples()), half(3_000, 12_000)))
+    told = send_all(fuzzed, "ModelInfer", islice(damaged(samples()), sized(3_000, 12_000)))
     assert told[grpc.StatusCode.OK] > 20
     assert told[grpc.StatusCode.INVALID_ARGUMENT] > 200
 
 
 @settings(
-    max_examples=half(100, 2_000),
+    max_examples=sized(100, 2_000),
     derandomize=SEED == 0,
     database=None,
     deadline=None,
@@ -168,8 +168,8 @@ def test_every_rpc_is_tried() -> None:
 @pytest.mark.parametrize("rpc", OTHERS)
 def test_damaged_requests_of_every_other_rpc_are_answered(rpc: str, fuzzed: Gateway) -> None:
     originals = [message.SerializeToString() for message in OTHERS[rpc]]
-    told = send_all(fuzzed, rpc, islice(damaged(originals), half(20, 170)))
-    assert told.total() == half(20, 170)
+    told = send_all(fuzzed, rpc, islice(damaged(originals), sized(20, 170)))
+    assert told.total() == sized(20, 170)
 
 
 def test_stream_of_damaged_requests_ends_with_a_status_and_answers_up_to_there(
@@ -178,7 +178,7 @@ def test_stream_of_damaged_requests_ends_with_a_status_and_answers_up_to_there(
     draw = random.Random(SEED)
     messages = damaged(samples())
     stream: Any = channel.stream_stream(SERVICE + "ModelStreamInfer")
-    for _ in range(half(40, 400)):
+    for _ in range(sized(40, 400)):
         asked = list(islice(messages, draw.randrange(1, 10)))
         answers = 0
         ended = grpc.StatusCode.OK
@@ -197,6 +197,6 @@ def test_message_beyond_the_bound_is_refused_and_the_connection_lives(
     channel: grpc.Channel,
 ) -> None:
     call = unary(channel, "ModelInfer")
-    for _ in range(half(5, 50)):
+    for _ in range(sized(5, 50)):
         assert call(bytes(2_000_000)) is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert call(samples()[0]) is grpc.StatusCode.OK

@@ -28,10 +28,11 @@ from gateway.core import (
     TensorSpec,
 )
 from gateway.engine.base import Loaded
+from gateway.entry import Entry
 from gateway.errors import InferenceFailed, RepositoryError
 from gateway.lifecycle.reconciler import Reconciler
 from gateway.metrics import Metrics
-from gateway.registry import Entry, Registry
+from gateway.registry import Registry
 from gateway.repository.reader import ModelListing
 from gateway.response_cache import ResponseCache
 from gateway.router import Router

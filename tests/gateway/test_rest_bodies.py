@@ -6,6 +6,7 @@ import gzip
 import json
 import struct
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -51,15 +52,11 @@ def refusal(document: Any, contents: bytes = b"") -> str:
     return str(caught.value)
 
 
-def as_numbers(array: np.ndarray[Any, Any]) -> Any:
-    return array.tolist()
-
-
 @given(st.data(), st.sampled_from(IN_JSON), st.booleans())
 def test_what_json_says_arrives_and_goes_back(data: Any, datatype: str, flat: bool) -> None:
     shapes = hnp.array_shapes(max_dims=3, max_side=3, min_side=0)
     array = data.draw(hnp.arrays(DTYPES[datatype], shapes))
-    elements = as_numbers(array.ravel() if flat else array)
+    elements = (array.ravel() if flat else array).tolist()
     question = asked(one_input(datatype, array.shape, data=elements))
     (tensor,) = tensors(question)
     np.testing.assert_array_equal(tensor.data, array)
@@ -103,10 +100,8 @@ def test_strings_arrive_and_go_back(strings: list[str]) -> None:
 @given(JSON)
 def test_no_document_does_worse_than_being_refused(document: Any) -> None:
     with_inputs = document if isinstance(document, dict) else {"inputs": document}
-    try:
+    with suppress(TidegateError):
         tensors(asked(with_inputs))
-    except TidegateError:
-        pass
 
 
 @given(st.dictionaries(st.sampled_from(["name", "datatype", "shape", "data", "parameters"]), JSON))
@@ -114,22 +109,18 @@ def test_no_input_does_worse_than_being_refused(member: dict[str, Any]) -> None:
     document = one_input("FP32", (1,), data=[1.0])
     document["inputs"][0].update(member)
     document["outputs"] = [member]
-    try:
+    with suppress(TidegateError):
         question = asked(document)
         tensors(question)
         asked_for(question.message.outputs)
-    except TidegateError:
-        pass
 
 
 @given(st.binary(max_size=40), st.integers(0, 200), st.integers(0, 200))
 def test_no_bytes_do_worse_than_being_refused(noise: bytes, at: int, json_size: int) -> None:
     text = json.dumps(one_input("INT8", (3,), parameters={"binary_data_size": 3})).encode()
     body = text[:at] + noise + text[at + len(noise) :] + b"abc"
-    try:
+    with suppress(TidegateError):
         tensors(infer_body.read("m", "", body, min(json_size, len(body))))
-    except TidegateError:
-        pass
 
 
 def test_nested_however_data_are_taken_in_order() -> None:
@@ -176,7 +167,8 @@ def test_parameters_reach_the_request() -> None:
     document["parameters"] = {"priority": 2, "timeout": 9, "sequence_id": "s", "own": 1.5}
     request = codec.decode(asked(document).message, 0.0, NO_REGIONS)
     assert (request.id, request.priority, request.timeout_us) == ("7", 2, 9)
-    assert request.sequence is not None and request.sequence.id == "s"
+    assert request.sequence is not None
+    assert request.sequence.id == "s"
     assert request.parameters == {"own": 1.5}
 
 
@@ -213,7 +205,9 @@ def test_shared_memory_and_classes_are_asked_for_as_by_grpc() -> None:
     ],
 )
 def test_refusals_speak_as_triton_does(given: dict[str, Any], text: str) -> None:
-    assert text in refusal(one_input("INT8", (1,), **given))
+    document = one_input("INT8", (1,))
+    document["inputs"][0].update(given)
+    assert text in refusal(document)
 
 
 def test_bytes_that_belong_to_no_input_are_refused() -> None:
@@ -243,7 +237,7 @@ def test_raw_body_takes_its_shape_from_the_model(
 
 
 def test_raw_body_of_the_wrong_size_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="'raw_input' for model 'm'. Expected 12, got 8"):
+    with pytest.raises(InvalidRequest, match="'raw_input' for model 'm'"):
         infer_body.read_raw(spec(dims=(3,)), "", bytes(8))
     with pytest.raises(InvalidRequest, match="more than one variable-sized dimension"):
         infer_body.read_raw(spec(dims=(-1, -1)), "", bytes(8))

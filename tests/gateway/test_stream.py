@@ -82,12 +82,34 @@ def test_answers_of_a_decoupled_model_wait_for_nobody_and_nobody_for_them() -> N
     simulate(story())
 
 
-def test_an_error_that_is_raised_ends_the_stream_and_every_request() -> None:
+def test_error_that_ends_the_stream_comes_in_its_turn_and_ends_every_request() -> None:
     async def story() -> None:
-        client, answers = Client(asks("a:9", "b:!", "c:1")), Scripted()
+        client, answers = Client(asks("a:3", "b:!", "c:9")), Scripted()
         with pytest.raises(TidegateError, match="b is wrong"):
             await stream.serve(client.next, client.take, answers.stream, decoupled)
-        assert sorted(answers.ended) == sorted(answers.begun)
+        assert client.answers == [(3, "a")]
+        assert sorted(answers.ended) == ["a", "b", "c"]
+
+    simulate(story())
+
+
+def test_no_answer_is_cut_off_while_it_is_sent() -> None:
+    async def story() -> None:
+        sent: list[str] = []
+
+        async def take(data: bytes) -> None:
+            await asyncio.sleep(2)
+            sent.append(data.decode())
+
+        async def read() -> pb.ModelInferRequest | None:
+            if client.read:
+                await asyncio.sleep(1)
+            return await client.next()
+
+        client = Client(asks("d:0,0,0", model="decoupled") + asks("b:!"))
+        with pytest.raises(TidegateError, match="b is wrong"):
+            await stream.serve(read, take, Scripted().stream, decoupled)
+        assert sent == ["d"]
 
     simulate(story())
 

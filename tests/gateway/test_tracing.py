@@ -101,7 +101,7 @@ def attributes(span: Any) -> dict[str, Any]:
 
 
 def took(span: Any) -> float:
-    return (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
+    return float(span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_callers_trace_decides_and_without_one_every_nth_is_traced(
         for _ in range(7):
             ask(served, "n")
         ask(served, "m", SAMPLED)
-        ask(served, "two" if False else "m", "no traceparent at all")
+        ask(served, "m", "no trace context")
         assert served.stop() == 0
     assert [attributes(root)["model"] for root in collector.roots()] == ["n", "n", "m"]
     assert len({root.trace_id for root in collector.roots()}) == 3
@@ -190,7 +190,9 @@ def test_errors_and_streamed_requests_are_traced(models: Path, collector: Collec
         with grpc.insecure_channel(served.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             metadata = [("traceparent", SAMPLED)]
-            assert len(list(stub.ModelStreamInfer(iter([message, message]), metadata=metadata))) == 2
+            assert (
+                len(list(stub.ModelStreamInfer(iter([message, message]), metadata=metadata))) == 2
+            )
         assert served.stop() == 0
     failed, *streamed = collector.roots()
     assert failed.status.code == failed.status.STATUS_CODE_ERROR
@@ -222,11 +224,11 @@ def test_trace_settings_decide_which_requests_are_traced(
     assert [root.get("input.x") for root in roots] == ["FP32 [1, 3]", "FP32 [1, 3]", None]
 
 
-def test_off_by_default_nothing_is_sent_and_nothing_imported(models: Path) -> None:
+def test_without_an_endpoint_a_sampled_request_is_served_and_nothing_is_imported(
+    models: Path,
+) -> None:
     with gateway(models) as served:
         ask(served, "m", SAMPLED)
-        maps = Path(f"/proc/{served.process.pid}/environ")
-        assert maps.exists()
         assert served.stop() == 0
     code = "import sys, gateway.app; assert not [m for m in sys.modules if 'opentelemetry' in m]"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

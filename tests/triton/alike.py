@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.gateway.onnx_models import ELEMENT_TYPES, add_and_multiply, every, identity, put
+from tests.triton.python_models import put_python_models
 
 TRITON, EMBEDDED, BEFORE_TRITON = "triton", "embedded", "before_triton"
 SERVERS = (TRITON, EMBEDDED, BEFORE_TRITON)
@@ -34,11 +35,16 @@ DIFFERENCES: dict[str, str] = {
     "raw entry too many": (
         _LABEL + "expected 1 raw input contents but got 2 for model 'identity_FP32'"
     ),
+    "decoupled model": (
+        "UNAVAILABLE model 'count' is not available: the embedded engine serves no decoupled "
+        "models: an ONNX model answers once"
+    ),
 }
 
 # And where Triton has its say all the same.
 BEFORE_TRITON_DIFFERENCES: dict[str, str] = {
     "batch of none": ANSWERS["batch of none"].replace("[request id: <id_unknown>] ", ""),
+    "decoupled model": ANSWERS["decoupled model"],
 }
 
 COMPATIBILITY = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
@@ -65,6 +71,30 @@ BOUNDED = """dynamic_batching {
   default_queue_policy { max_queue_size: 1 default_timeout_microseconds: 400000 }
 }
 """
+LABELLED = """max_batch_size: 4
+input { name: "x" data_type: TYPE_FP32 dims: 3 }
+output { name: "y" data_type: TYPE_FP32 dims: 3 label_filename: "labels.txt" }
+"""
+CHAIN = """platform: "ensemble"
+max_batch_size: 4
+input { name: "x" data_type: TYPE_FP32 dims: 3 }
+output { name: "y" data_type: TYPE_FP32 dims: 3 }
+ensemble_scheduling {
+  step {
+    model_name: "declared" model_version: -1
+    input_map { key: "x" value: "x" }
+    output_map { key: "y" value: "between" }
+  }
+  step {
+    model_name: "labelled" model_version: -1
+    input_map { key: "x" value: "between" }
+    output_map { key: "y" value: "y" }
+  }
+}
+"""
+CACHED = "response_cache { enable: true }\n"
+# Not loaded when the tests begin: one cannot be, one is loaded and unloaded by a test.
+UNLOADED = frozenset({"truncated", "spare"})
 # A Python-based backend carries no BF16.
 DATATYPES = tuple(datatype for datatype in ELEMENT_TYPES if datatype != "BF16")
 
@@ -81,6 +111,14 @@ def fill(root: Path) -> None:
     put(root, "scalars", identity(dims=("n",)), RESHAPED + ONE)
     put(root, "declared", identity(), DECLARED + ONE)
     put(root, "bounded", identity(), DECLARED + BOUNDED + ONE)
+    put(root, "labelled", identity(), LABELLED + ONE)
+    (root / "labelled" / "labels.txt").write_text("cat\ndog\n")
+    put(root, "cached", identity(), DECLARED + CACHED + ONE)
+    put(root, "counted", identity(), DECLARED + ONE)
+    put(root, "spare", identity(), DECLARED + ONE)
+    (root / "chain" / "1").mkdir(parents=True)
+    (root / "chain" / "config.pbtxt").write_text(CHAIN)
+    put_python_models(root)
     for version in (1, 3):
         put(root, "versions", identity(), "version_policy { all { } }\n" + ONE, version)
 

@@ -6,8 +6,25 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import grpc
 import numpy as np
+import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2 as pb
+
+
+def said(call: Any, request: Any) -> str:
+    """Return "OK", or the status and text of a call."""
+    try:
+        call(request, timeout=20)
+    except grpc.RpcError as error:
+        return f"{error.code().name} {error.details()}"
+    return "OK"
+
+
+def tensor(name: str, data: np.ndarray[Any, Any], datatype: str = "FP32") -> triton.InferInput:
+    made = triton.InferInput(name, list(data.shape), datatype)
+    made.set_data_from_numpy(data)
+    return made
 
 
 class Input(NamedTuple):
@@ -117,6 +134,14 @@ QUESTIONS: dict[str, pb.ModelInferRequest] = {
     "timeout as a string": ask(F, OK3, parameters=with_string("timeout", "1")),
     "negative timeout": ask(F, OK3, parameters=with_int64("timeout", -1)),
     "reserved parameter": ask(F, OK3, parameters=with_string("triton_x", "1")),
+    "final response wanted": ask(
+        F, OK3, parameters=with_int64("triton_enable_empty_final_response", 1)
+    ),
+    "sequence start as a number": ask(F, OK3, parameters=with_int64("sequence_start", 1)),
+    "parameter without a value": ask(F, OK3, parameters=lambda given: given["foo"].Clear()),
+    "output twice": ask(F, OK3, outputs=("y", "y")),
+    "zero-sized tensor": ask("any_width", Input("x", "FP32", (2, 0), b"")),
+    "decoupled model": ask("count", Input("x", "INT32", (1,), bytes(4))),
     "with an id": ask(F, floats(1, 4), id="q7"),
     "sequence id": ask(F, OK3, parameters=with_int64("sequence_id", 3)),
 }  # fmt: skip

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.engine import tritonserver
 from gateway.engine.process import TritonProcess
@@ -24,10 +25,29 @@ def why_not() -> str:
     return ""
 
 
+class Endpoint(NamedTuple):
+    """Where a server answers: HOST:PORT of its gRPC service and of its REST interface."""
+
+    grpc: str
+    http: str
+
+
+class _Told(TritonProcess):
+    """A server with more flags than the gateway gives its own."""
+
+    flags: tuple[str, ...] = ()
+
+    def _command(self) -> list[str]:
+        package = self._installation.package
+        caches = [] if package is None else [f"--cache-directory={package / 'caches'}"]
+        return [*super()._command(), *caches, *self.flags]
+
+
 @contextmanager
-def running(repository: Path) -> Iterator[TritonProcess]:
+def running(repository: Path, *flags: str) -> Iterator[TritonProcess]:
     """Run the server of `make triton` over a repository, from a thread with a loop of its own."""
-    process = TritonProcess(tritonserver.find(ENV), repository)
+    process = _Told(tritonserver.find(ENV), repository)
+    process.flags = flags
     started, finished = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 

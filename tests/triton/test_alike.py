@@ -8,21 +8,15 @@ tritonserver. Where they are meant to differ, alike.py says so, and docs/compati
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import triton_to_np_dtype
 
-from tests.gateway.process import gateway
 from tests.triton.alike import (
     ANSWERS,
     BEFORE_TRITON,
@@ -32,87 +26,13 @@ from tests.triton.alike import (
     CONFIGS,
     DATATYPES,
     DIFFERENCES,
-    EMBEDDED,
     FITTING,
     GATEWAYS,
     METADATA,
-    SERVERS,
     SERVERS_OWN,
     TRITON,
-    fill,
 )
-from tests.triton.questions import QUESTIONS, ask, floats
-from tests.triton.server import running
-
-
-@pytest.fixture(scope="session")
-def alike_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("alike")
-    fill(root)
-    return root
-
-
-@pytest.fixture(scope="session")
-def bare_triton(alike_repository: Path, real_triton: None) -> Iterator[str]:
-    """NVIDIA's tritonserver over the repository, every model loaded."""
-    names = {folder.name for folder in alike_repository.iterdir()} - {"truncated"}
-    with running(alike_repository) as server:
-        with triton.InferenceServerClient(server.address) as client, ThreadPoolExecutor(4) as pool:
-            list(pool.map(client.load_model, names))
-        yield server.address
-
-
-@pytest.fixture(scope="session")
-def embedded(alike_repository: Path) -> Iterator[str]:
-    with gateway(alike_repository) as served:
-        yield served.url
-        assert served.stop() == 0
-
-
-@pytest.fixture(scope="session")
-def before_triton(alike_repository: Path, bare_triton: str) -> Iterator[str]:
-    with gateway(alike_repository, "--triton", bare_triton) as served:
-        yield served.url
-        assert served.stop() == 0
-
-
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest) -> str:
-    """Which of the servers the test is about."""
-    return str(request.param)
-
-
-@pytest.fixture
-def address(server: str, request: pytest.FixtureRequest) -> str:
-    fixtures = {TRITON: "bare_triton", EMBEDDED: "embedded", BEFORE_TRITON: "before_triton"}
-    return str(request.getfixturevalue(fixtures[server]))
-
-
-@pytest.fixture
-def client(address: str) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(address) as connected:
-        yield connected
-
-
-@pytest.fixture
-def stub(address: str) -> Iterator[Any]:
-    with grpc.insecure_channel(address) as channel:
-        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
-
-
-def said(call: Any, request: Any) -> str:
-    """Return "OK", or the status and text of a call."""
-    try:
-        call(request, timeout=20)
-    except grpc.RpcError as error:
-        return f"{error.code().name} {error.details()}"
-    return "OK"
-
-
-def tensor(name: str, data: np.ndarray[Any, Any], datatype: str = "FP32") -> triton.InferInput:
-    made = triton.InferInput(name, list(data.shape), datatype)
-    made.set_data_from_numpy(data)
-    return made
+from tests.triton.questions import QUESTIONS, ask, floats, said, tensor
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -221,6 +141,10 @@ def test_server_and_models_are_ready(server: str, client: triton.InferenceServer
 @pytest.mark.parametrize("model", METADATA)
 def test_metadata_describes_the_model(model: str, client: triton.InferenceServerClient) -> None:
     assert MessageToDict(client.get_model_metadata(model)) == METADATA[model]
+
+
+def test_metadata_of_a_version_names_that_one(client: triton.InferenceServerClient) -> None:
+    assert client.get_model_metadata("versions", "3").versions == ["3"]
 
 
 @pytest.mark.parametrize("model", CONFIGS)

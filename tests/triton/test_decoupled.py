@@ -1,73 +1,18 @@
-"""Models of a Python backend behind the gateway: decoupled ones, and those that read parameters."""
+"""Models of a Python backend: decoupled ones, and those that read parameters. Tidegate is alike."""
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from tests.gateway.process import Gateway, gateway
-from tests.triton.server import running
+from tests.triton.alike import BEFORE_TRITON, TRITON
 
-pytestmark = pytest.mark.usefixtures("real_triton")
-
-CONFIG = """backend: "python"
-max_batch_size: 0
-input { name: "x" data_type: TYPE_INT32 dims: 1 }
-output { name: "y" data_type: TYPE_INT32 dims: 1 }
-instance_group { count: 1 kind: KIND_CPU }
-"""
-# answers a request for n with 0, 1 ... n - 1; fails at 13
-COUNT = """
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def execute(self, requests):
-        for request in requests:
-            sender = request.get_response_sender()
-            n = int(pb_utils.get_input_tensor_by_name(request, "x").as_numpy()[0])
-            if n == 13:
-                error = pb_utils.TritonError("thirteen is not counted to")
-                sender.send(pb_utils.InferenceResponse(error=error))
-            else:
-                for i in range(n):
-                    y = pb_utils.Tensor("y", np.array([i], np.int32))
-                    sender.send(pb_utils.InferenceResponse([y]))
-            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-"""
-# answers x times the parameter "factor"
-TIMES = """
-import json
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def execute(self, requests):
-        answers = []
-        for request in requests:
-            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
-            factor = json.loads(request.parameters() or "{}").get("factor", 1)
-            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("y", x * factor)]))
-        return answers
-"""
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    root = tmp_path_factory.mktemp("python_models")
-    decoupled = "model_transaction_policy { decoupled: true }\n"
-    batched = CONFIG.replace("max_batch_size: 0", "max_batch_size: 8\ndynamic_batching { }")
-    for name, code, config in (("count", COUNT, CONFIG + decoupled), ("times", TIMES, batched)):
-        (root / name / "1").mkdir(parents=True)
-        (root / name / "config.pbtxt").write_text(config)
-        (root / name / "1" / "model.py").write_text(code)
-    with running(root) as server, gateway(root, "--triton", server.address) as through:
-        yield through
-        assert through.stop() == 0
+# no embedded engine runs them
+behind_triton = pytest.mark.parametrize("server", [TRITON, BEFORE_TRITON], indirect=True)
 
 
 def x(value: int, *batch: int) -> triton.InferInput:
@@ -104,12 +49,7 @@ class Stream:
         return message.id, int(result.as_numpy("y")[0])
 
 
-@pytest.fixture
-def client(served: Gateway) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(served.url) as connected:
-        yield connected
-
-
+@behind_triton
 def test_decoupled_model_answers_as_often_as_it_likes(
     client: triton.InferenceServerClient,
 ) -> None:
@@ -122,6 +62,7 @@ def test_decoupled_model_answers_as_often_as_it_likes(
         assert [stream.next() for _ in range(3)] == [("c", 0), ("c", 1), ("c", True)]
 
 
+@behind_triton
 def test_error_of_a_decoupled_model_leaves_the_stream_alive(
     client: triton.InferenceServerClient,
 ) -> None:
@@ -132,6 +73,7 @@ def test_error_of_a_decoupled_model_leaves_the_stream_alive(
         assert stream.next() == ("d", 0)
 
 
+@behind_triton
 def test_model_infer_is_not_for_decoupled_models(client: triton.InferenceServerClient) -> None:
     with pytest.raises(triton.InferenceServerException) as refused:
         client.infer("count", [x(1)])
@@ -141,6 +83,7 @@ def test_model_infer_is_not_for_decoupled_models(client: triton.InferenceServerC
     )
 
 
+@behind_triton
 def test_parameters_reach_the_model_and_only_equal_ones_share_a_batch(
     client: triton.InferenceServerClient,
 ) -> None:
@@ -157,3 +100,19 @@ def test_parameters_reach_the_model_and_only_equal_ones_share_a_batch(
         result, error = answers.get(timeout=20)
         assert error is None
         assert result.as_numpy("y")[0, 0] == 7 * int(result.get_response().id)
+
+
+@behind_triton
+def test_error_of_one_request_leaves_its_batch_mates_answered(
+    client: triton.InferenceServerClient,
+) -> None:
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for value in (1, 13, 2, 13):
+        client.async_infer(
+            "times", [x(value, 1)], lambda result, error: answers.put((result, error))
+        )
+    heard = [answers.get(timeout=20) for _ in range(4)]
+    assert sorted(int(result.as_numpy("y")[0, 0]) for result, _ in heard if result) == [1, 2]
+    errors = [error for _, error in heard if error]
+    assert [error.message() for error in errors] == ["thirteen is not multiplied"] * 2
+    assert {error.status() for error in errors} == {"StatusCode.INTERNAL"}

@@ -7,6 +7,8 @@ same repository on its disk, and one that knows of the models only what its Trit
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,6 +50,8 @@ def address(
         known: Path | None = root
         if server != EMBEDDED:
             behind = stack.enter_context(running(root))
+            # a load that has failed over a loaded model keeps it from ending for 15 s
+            stack.callback(os.kill, behind.pid, signal.SIGKILL)
             flags += ["--triton", behind.address]
         if server == TRITON:
             yield behind.address

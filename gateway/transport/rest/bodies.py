@@ -16,6 +16,9 @@ Headers = Mapping[bytes, bytes]
 # the window of zlib, and which of its formats: what HTTP calls deflate is zlib's own
 _WINDOWS = {"gzip": 31, "deflate": 15}
 _LEVEL = 1  # tensors shrink little, and a higher level takes several times as long
+# A body that is too large is still read, and thrown away, until it is as many times the bound: who
+# is sending hears of a refusal once the rest is sent, and of a closed connection before.
+PATIENCE = 2
 SMALL_BYTES = 1024  # is sent as it is: many clients accept gzip without a wish for it
 
 
@@ -26,11 +29,11 @@ class ClientLeft(Exception):
 async def read(receive: Receive, headers: Headers, max_bytes: int, deadline: float) -> bytes:
     """Return the whole body, decompressed.
 
-    Raises `RequestTooLarge` before more than `max_bytes` are kept, `DeadlineExceeded`,
+    Raises `RequestTooLarge` without keeping more than `max_bytes`, `DeadlineExceeded`,
     `ClientLeft`, and `InvalidRequest` for what does not decompress.
     """
     declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > max_bytes:
+    if declared.isdigit() and int(declared) > PATIENCE * max_bytes:
         raise _too_large(max_bytes)
     message = await receive()
     if message["type"] != "http.request":
@@ -42,7 +45,7 @@ async def read(receive: Receive, headers: Headers, max_bytes: int, deadline: flo
                 body = await _read_on(receive, bytearray(body), max_bytes)
         except TimeoutError:
             raise DeadlineExceeded("the request's body did not come in time") from None
-    if len(body) > max_bytes:
+    elif len(body) > max_bytes:
         raise _too_large(max_bytes)
     coding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
     if coding in ("", "identity"):
@@ -54,14 +57,19 @@ async def read(receive: Receive, headers: Headers, max_bytes: int, deadline: flo
 
 
 async def _read_on(receive: Receive, body: bytearray, max_bytes: int) -> bytes:
-    """Read until the end, or until it is too much."""
+    size = len(body)
     more = True
-    while more and len(body) <= max_bytes:
+    while more and size <= PATIENCE * max_bytes:
         message = await receive()
         if message["type"] != "http.request":
             raise ClientLeft
-        body += message.get("body", b"")
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= max_bytes:
+            body += part
         more = message.get("more_body", False)
+    if size > max_bytes:
+        raise _too_large(max_bytes)
     return bytes(body)
 
 

@@ -200,8 +200,8 @@ def _add_output(message: pb.ModelInferRequest, given: Any, binary: dict[str, boo
     output = message.outputs.add(name=json_values.string(given, "name"))
     if _REGION in options:
         _add_place(output.parameters, options)
-    elif options.get(_CLASSES, 0) != 0:
-        output.parameters[_CLASSES].int64_param = json_values.unsigned(options, _CLASSES)
+    elif _CLASSES in options and (classes := json_values.unsigned(options, _CLASSES, "set")):
+        output.parameters[_CLASSES].int64_param = classes
     binary.setdefault(output.name, as_bytes)  # named twice, the first wish counts
 
 

@@ -44,11 +44,11 @@ def boolean(given: Any, name: str) -> bool:
     return value
 
 
-def unsigned(given: Any, name: str) -> int:
+def unsigned(given: Any, name: str, verb: str = "parse") -> int:
     """Return a member that has to be a whole number from 0 to 2^63 - 1."""
     value = _member(given, name)
     if not is_unsigned(value):
-        raise _wrong(name, "non-unsigned-integer as unsigned-integer")
+        raise _wrong(name, "non-unsigned-integer as unsigned-integer", verb)
     return int(value)
 
 
@@ -85,13 +85,13 @@ def is_int64(value: Any) -> bool:
     return type(value) is int and -MAX_INT64 - 1 <= value <= MAX_INT64
 
 
-def unreadable(name: str, reason: str) -> InvalidRequest:
+def unreadable(name: str, reason: str, verb: str = "parse") -> InvalidRequest:
     """Return the error for a member that is not as it should be."""
-    return InvalidRequest(f"Unable to parse '{name}': {reason}")
+    return InvalidRequest(f"Unable to {verb} '{name}': {reason}")
 
 
-def _wrong(name: str, what: str) -> InvalidRequest:
-    return unreadable(name, f"attempt to access JSON {what}")
+def _wrong(name: str, what: str, verb: str = "parse") -> InvalidRequest:
+    return unreadable(name, f"attempt to access JSON {what}", verb)
 
 
 def _member(given: Any, name: str) -> Any:

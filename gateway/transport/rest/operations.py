@@ -5,9 +5,7 @@ Pure. The routes and the OpenAPI document are made from this table.
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +14,11 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import InvalidRequest, ModelNotFound, TidegateError
-from gateway.transport.rest import json_values
+from gateway.transport.rest import rpc_json
 from gateway.transport.rest.message_json import schema, to_json
+from gateway.transport.rest.rpc_json import Path
 
 Schema = dict[str, Any]
-Path = Mapping[str, str]
-"""The names in a path; "" for those that a shorter path leaves out."""
-
-_MAX_UINT32 = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -70,28 +65,6 @@ def _whole(response: type[Message]) -> Answer:
     return Answer(to_json, _of(response.DESCRIPTOR))
 
 
-def _index(response: pb.RepositoryIndexResponse) -> list[dict[str, Any]]:
-    # a model without a version, or a state without a reason, has none in Triton's JSON
-    return [{k: v for k, v in to_json(model).items() if v} for model in response.models]
-
-
-def _regions(response: Any) -> list[dict[str, Any]]:
-    return [to_json(response.regions[name]) for name in sorted(response.regions)]
-
-
-def _trace_settings(response: pb.TraceSettingResponse) -> dict[str, Any]:
-    return {
-        name: list(setting.value) if name == "trace_level" else ",".join(setting.value)
-        for name, setting in response.settings.items()
-    }
-
-
-def _log_settings(response: pb.LogSettingsResponse) -> dict[str, Any]:
-    settings = response.settings
-    kinds = {name: settings[name].WhichOneof("parameter_choice") for name in settings}
-    return {name: getattr(settings[name], kind) for name, kind in kinds.items() if kind}
-
-
 def _model(request: type[Message]) -> Callable[[Path, Any], Any]:
     """Return the maker of a request that names a model and its version."""
     return lambda path, _body: request(name=path["model"], version=path["version"])
@@ -99,100 +72,6 @@ def _model(request: type[Message]) -> Callable[[Path, Any], Any]:
 
 def _region(request: type[Message]) -> Callable[[Path, Any], Any]:
     return lambda path, _body: request(name=path["region"])
-
-
-def _index_request(_path: Path, body: Any) -> Any:
-    # the name of a repository means nothing here, to Triton neither
-    return pb.RepositoryIndexRequest(ready="ready" in body and json_values.boolean(body, "ready"))
-
-
-def _load_request(path: Path, body: Any) -> Any:
-    request = pb.RepositoryModelLoadRequest(
-        repository_name=path["repository"], model_name=path["model"]
-    )
-    given = body.get("parameters", {})
-    for name in json_values.members(given, "parameters"):
-        text = json_values.string(given, name)
-        if name.startswith("file:"):
-            request.parameters[name].bytes_param = _from_base64(name, text)
-        else:
-            request.parameters[name].string_param = text
-    return request
-
-
-def _unload_request(path: Path, body: Any) -> Any:
-    request = pb.RepositoryModelUnloadRequest(
-        repository_name=path["repository"], model_name=path["model"]
-    )
-    name = "unload_dependents"
-    given = body.get("parameters", {})
-    if name in json_values.members(given, "parameters"):
-        request.parameters[name].bool_param = json_values.boolean(given, name)
-    return request
-
-
-def _register_system(path: Path, body: Any) -> Any:
-    _check_region(path, body, "system", ("key", "byte_size"))
-    return pb.SystemSharedMemoryRegisterRequest(
-        name=path["region"],
-        key=json_values.string(body, "key"),
-        offset=json_values.unsigned(body, "offset") if "offset" in body else 0,
-        byte_size=json_values.unsigned(body, "byte_size"),
-    )
-
-
-def _register_cuda(path: Path, body: Any) -> Any:
-    _check_region(path, body, "cuda", ("raw_handle", "byte_size", "device_id"))
-    handle = json_values.string(body["raw_handle"], "b64")
-    return pb.CudaSharedMemoryRegisterRequest(
-        name=path["region"],
-        raw_handle=_from_base64("raw_handle", handle),
-        device_id=json_values.unsigned(body, "device_id"),
-        byte_size=json_values.unsigned(body, "byte_size"),
-    )
-
-
-def _check_region(path: Path, body: Any, kind: str, needed: tuple[str, ...]) -> None:
-    if not path["region"]:
-        raise InvalidRequest(f"'region name' is necessary to register {kind} shared memory region")
-    for name in needed:
-        if name not in body:
-            raise InvalidRequest(f"Shared memory register request has no '{name}' field")
-
-
-def _trace_request(path: Path, body: Any) -> Any:
-    request = pb.TraceSettingRequest(model_name=path["model"])
-    for name, value in body.items():
-        values = request.settings[name].value  # null clears a setting: no value
-        if name == "trace_level" and value is not None:
-            values.extend(json_values.strings(body, name))
-        elif value is not None:
-            values.append(json_values.string(body, name))
-    return request
-
-
-def _log_request(_path: Path, body: Any) -> Any:
-    request = pb.LogSettingsRequest()
-    for name, value in body.items():
-        match value:
-            case None:
-                pass
-            case bool():
-                request.settings[name].bool_param = value
-            case str():
-                request.settings[name].string_param = value
-            case int() if 0 <= value <= _MAX_UINT32:
-                request.settings[name].uint32_param = value
-            case _:
-                raise json_values.unreadable(name, "neither true or false, text, nor a number")
-    return request
-
-
-def _from_base64(name: str, text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest(f"failed to decode '{name}': it is not base64") from None
 
 
 def _object(needed: tuple[str, ...] = (), **properties: Schema) -> Schema:
@@ -301,8 +180,8 @@ OPERATIONS: tuple[Operation, ...] = (
         _each(_REPOSITORY, "/index"),
         "RepositoryIndex",
         "Every model version with its state",
-        _index_request,
-        Answer(_index, _list_of(pb.RepositoryIndexResponse.ModelIndex.DESCRIPTOR)),
+        rpc_json.index_request,
+        Answer(rpc_json.index, _list_of(pb.RepositoryIndexResponse.ModelIndex.DESCRIPTOR)),
         _object(ready=_BOOLEAN),
     ),
     Operation(
@@ -310,7 +189,7 @@ OPERATIONS: tuple[Operation, ...] = (
         _each(_REPOSITORY, "/models/{model}/load"),
         "RepositoryModelLoad",
         "Load a model now: `config` as text, `file:<version>/<name>` in base64",
-        _load_request,
+        rpc_json.load_request,
         _NOTHING,
         _object(parameters={"type": "object", "additionalProperties": _STRING}),
     ),
@@ -319,7 +198,7 @@ OPERATIONS: tuple[Operation, ...] = (
         _each(_REPOSITORY, "/models/{model}/unload"),
         "RepositoryModelUnload",
         "Put a model to sleep now",
-        _unload_request,
+        rpc_json.unload_request,
         _NOTHING,
         _object(parameters=_object(unload_dependents=_BOOLEAN)),
     ),
@@ -329,14 +208,16 @@ OPERATIONS: tuple[Operation, ...] = (
         "SystemSharedMemoryStatus",
         "The registered regions of system shared memory",
         _region(pb.SystemSharedMemoryStatusRequest),
-        Answer(_regions, _list_of(pb.SystemSharedMemoryStatusResponse.RegionStatus.DESCRIPTOR)),
+        Answer(
+            rpc_json.regions, _list_of(pb.SystemSharedMemoryStatusResponse.RegionStatus.DESCRIPTOR)
+        ),
     ),
     Operation(
         "POST",
         _memory("system", "register"),
         "SystemSharedMemoryRegister",
         "Register a region of system shared memory",
-        _register_system,
+        rpc_json.system_registration,
         _NOTHING,
         _object(("key", "byte_size"), key=_STRING, offset=_SIZE, byte_size=_SIZE),
         needs_body=True,
@@ -355,14 +236,16 @@ OPERATIONS: tuple[Operation, ...] = (
         "CudaSharedMemoryStatus",
         "The registered regions of GPU memory",
         _region(pb.CudaSharedMemoryStatusRequest),
-        Answer(_regions, _list_of(pb.CudaSharedMemoryStatusResponse.RegionStatus.DESCRIPTOR)),
+        Answer(
+            rpc_json.regions, _list_of(pb.CudaSharedMemoryStatusResponse.RegionStatus.DESCRIPTOR)
+        ),
     ),
     Operation(
         "POST",
         _memory("cuda", "register"),
         "CudaSharedMemoryRegister",
         "Register a region of GPU memory",
-        _register_cuda,
+        rpc_json.cuda_registration,
         _NOTHING,
         _object(
             ("raw_handle", "byte_size", "device_id"),
@@ -387,13 +270,13 @@ OPERATIONS: tuple[Operation, ...] = (
             "TraceSetting",
             summary,
             message,
-            Answer(_trace_settings, lambda _components: _TRACE),
+            Answer(rpc_json.trace_settings, lambda _components: _TRACE),
             body,
             needs_body=method == "POST",
         )
         for method, summary, message, body in (
-            ("GET", "What is traced", lambda path, _body: _trace_request(path, {}), None),
-            ("POST", "Change what is traced; null sets back", _trace_request, _TRACE),
+            ("GET", "What is traced", lambda path, _body: rpc_json.trace_request(path, {}), None),
+            ("POST", "Change what is traced; null sets back", rpc_json.trace_request, _TRACE),
         )
     ),
     *(
@@ -403,13 +286,13 @@ OPERATIONS: tuple[Operation, ...] = (
             "LogSettings",
             summary,
             message,
-            Answer(_log_settings, lambda _components: _LOG),
+            Answer(rpc_json.log_settings, lambda _components: _LOG),
             body,
             needs_body=method == "POST",
         )
         for method, summary, message, body in (
-            ("GET", "What is logged", lambda path, _body: _log_request(path, {}), None),
-            ("POST", "Change what is logged", _log_request, _LOG),
+            ("GET", "What is logged", lambda path, _body: rpc_json.log_request(path, {}), None),
+            ("POST", "Change what is logged", rpc_json.log_request, _LOG),
         )
     ),
 )

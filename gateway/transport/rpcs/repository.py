@@ -8,8 +8,9 @@ from typing import Any, Protocol
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.core import ModelState
+from gateway.entry import Entry
 from gateway.errors import InvalidRequest, NotAllowed, NotSupported
-from gateway.registry import Entry, Registry
+from gateway.registry import Registry
 
 _FILE = "file:"
 _COLD = (ModelState.UNKNOWN, ModelState.UNAVAILABLE)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.entry import Entry
 from gateway.errors import InvalidRequest, ModelNotFound, ModelUnavailable
 from gateway.metrics import ModelStats, ResponseStats
-from gateway.registry import Entry, Registry
+from gateway.registry import Registry
 
 
 class StatisticsRpcs:
