@@ -38,7 +38,7 @@ class Logs:
         handler.setFormatter(_JsonFormatter() if json_lines else text)
         logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
         # uvicorn says at every start and stop what this gateway's own lines say better
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)
         self.change(settings)
 
     def change(self, settings: LogSettings) -> None:

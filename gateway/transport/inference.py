@@ -83,8 +83,9 @@ class Inference:
         the whole `request_timeout_s`: a stream's deadline is none of its requests'.
         """
         decoupled = self.decoupled(message)
-        last_owed = decoupled
+        last_owed = False
         try:
+            last_owed = decoupled and flag(message.parameters, EMPTY_FINAL_RESPONSE)
             request = codec.decode(message, self.deadline(), self.regions)
             deliveries = asked_for(message.outputs) if message.outputs else ()
             self._check(deliveries)
@@ -92,7 +93,7 @@ class Inference:
                 async with aclosing(self._stage.stream(request)) as answers:
                     async for answer in answers:
                         last = bool(answer.parameters.get(FINAL_RESPONSE, not decoupled))
-                        last_owed = not last
+                        last_owed = last_owed and not last
                         own = {**answer.parameters, FINAL_RESPONSE: last}
                         answer, placed = self._deliver(answer._replace(parameters=own), deliveries)
                         yield _streamed(codec.encode(answer, placed))
@@ -102,7 +103,7 @@ class Inference:
             failed = pb.ModelStreamInferResponse(error_message=str(error))
             failed.infer_response.id = message.id
             yield failed.SerializeToString()
-        if last_owed and flag(message.parameters, EMPTY_FINAL_RESPONSE):
+        if last_owed:
             empty = pb.ModelInferResponse(model_name=message.model_name, id=message.id)
             empty.parameters[FINAL_RESPONSE].bool_param = True
             yield _streamed(empty.SerializeToString())

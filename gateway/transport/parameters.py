@@ -25,6 +25,7 @@ def take(given: _Given, request: InferRequest) -> None:
     What says nothing to the gateway is for the model: `request.parameters`.
     """
     own: dict[str, ParameterValue] = {}
+    flag(given, EMPTY_FINAL_RESPONSE)  # it says something in streams only, and is checked always
     for name, parameter in given.items():
         if name.startswith(_RESERVED):
             if name != EMPTY_FINAL_RESPONSE:
@@ -82,6 +83,7 @@ def _timeout_us(given: _Given) -> int:
 
 
 def _sequence(given: _Given) -> SequenceMark | None:
+    start, end = flag(given, "sequence_start"), flag(given, "sequence_end")
     if "sequence_id" not in given:
         return None
     kind = _kind(given["sequence_id"])
@@ -92,4 +94,4 @@ def _sequence(given: _Given) -> SequenceMark | None:
     number = getattr(given["sequence_id"], kind)
     if not number:  # 0 and "" are no sequence
         return None
-    return SequenceMark(number, flag(given, "sequence_start"), flag(given, "sequence_end"))
+    return SequenceMark(number, start, end)

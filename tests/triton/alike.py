@@ -71,6 +71,11 @@ BOUNDED = """dynamic_batching {
   default_queue_policy { max_queue_size: 1 default_timeout_microseconds: 400000 }
 }
 """
+PAIRED = """dynamic_batching {
+  preferred_batch_size: 4
+  max_queue_delay_microseconds: 20000000
+}
+"""
 LABELLED = """max_batch_size: 4
 input { name: "x" data_type: TYPE_FP32 dims: 3 }
 output { name: "y" data_type: TYPE_FP32 dims: 3 label_filename: "labels.txt" }
@@ -111,6 +116,7 @@ def fill(root: Path) -> None:
     put(root, "scalars", identity(dims=("n",)), RESHAPED + ONE)
     put(root, "declared", identity(), DECLARED + ONE)
     put(root, "bounded", identity(), DECLARED + BOUNDED + ONE)
+    put(root, "paired", identity(), DECLARED + PAIRED + ONE)
     put(root, "labelled", identity(), LABELLED + ONE)
     (root / "labelled" / "labels.txt").write_text("cat\ndog\n")
     put(root, "cached", identity(), DECLARED + CACHED + ONE)

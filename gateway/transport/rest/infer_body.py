@@ -1,4 +1,4 @@
-"""The body of an inference request <-> ModelInferRequest. Pure; error texts are Triton's.
+"""The body of an inference request -> ModelInferRequest. Pure; error texts are Triton's.
 
 A body is JSON, and behind it the contents of those inputs that say `binary_data_size`, in order.
 It becomes the message that a gRPC client would have sent, so that there is one way from there.

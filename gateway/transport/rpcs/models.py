@@ -52,7 +52,8 @@ class ModelRpcs:
     async def ModelMetadata(self, message: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         """Describe a model's inputs and outputs; a cold model stays cold."""
         spec = self._registry.find(message.name, message.version).spec
-        versions = [str(entry.key.version) for entry in self._registry.versions(message.name)]
+        serving = [str(entry.key.version) for entry in self._registry.versions(message.name)]
+        versions = [message.version] if message.version else serving
         return pb.ModelMetadataResponse(
             name=spec.key.name,
             versions=versions,
