@@ -60,7 +60,12 @@ def measure(scene: Scene, rounds: int, seconds: float) -> dict[str, Any]:
                     rate = _rate(ways[peer][name], seconds)
                     rates[peer].setdefault(name, []).append(rate)
                     print(f"front    {peer:<10} {name:<14} {rate:>9,.0f} requests/s", flush=True)
-    return {"front": _summary(rates), "front_not_measured": absent, "pipelined": PIPELINED}
+    summary = _summary(rates)
+    for peer, by_way in summary.items():
+        for name, each in by_way.items():
+            rate, share = each["requests_per_s"], each["of_grpc_calls"]
+            print(f"front    {peer:<10} {name:<14} median {rate:>9,.0f} requests/s, {share:.2f}")
+    return {"servers": summary, "not_measured": absent, "pipelined": PIPELINED}
 
 
 def ways_into(server: Server, scene: Scene) -> dict[str, Way]:

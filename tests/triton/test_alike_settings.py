@@ -187,33 +187,50 @@ def test_rest_shows_and_changes_settings(http_client: triton_http.InferenceServe
 _TEXT = "attempt to access JSON non-string as string"
 _TRUTH = "attempt to access JSON non-boolean as boolean"
 _SIZE = "attempt to access JSON non-unsigned-integer as unsigned-integer"
+_ARRAY = "attempt to access JSON non-array as array"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "by_triton", "by_gateway"),
+    [
+        (TRACE, {"trace_rate": 7}, _TEXT, f"Unable to parse 'trace_rate': {_TEXT}"),
+        (TRACE, {"trace_rate": ["7"]}, _TEXT, f"Unable to parse 'trace_rate': {_TEXT}"),
+        (TRACE, {"trace_level": "OFF"}, _ARRAY, f"Unable to parse 'trace_level': {_ARRAY}"),
+        (LOGGING, {"log_info": "true"}, _TRUTH, "expect boolean for 'log_info'"),
+        (LOGGING, {"log_info": 1}, _TRUTH, "expect boolean for 'log_info'"),
+        (LOGGING, {"log_verbose_level": "1"}, _SIZE, "expect int32 for 'log_verbose_level'"),
+        (LOGGING, {"log_format": 3}, _TEXT, "expect string for 'log_format'"),
+    ],
+)
+def test_rest_names_the_setting_that_is_of_a_wrong_type(
+    path: str, body: Any, by_triton: str, by_gateway: str, server: str, endpoint: Endpoint
+) -> None:
+    code, text = (500, by_triton) if server == TRITON else (400, by_gateway)
+    answered = http_ask(endpoint, Asked(path, body))
+    assert (answered.code, answered.json) == (code, {"error": text})
+    assert "| setting of a wrong JSON type |" in COMPATIBILITY
+
+
+_NO_JSON = "failed to parse the request JSON buffer: "
 
 
 @pytest.mark.parametrize(
     ("path", "body", "code", "text"),
     [
-        (TRACE, {"trace_rate": 7}, 500, _TEXT),
-        (TRACE, {"trace_rate": ["7"]}, 500, _TEXT),
-        (TRACE, {"trace_level": "OFF"}, 500, "attempt to access JSON non-array as array"),
         (TRACE, {"trace_level": ["OFF", "TIMESTAMPS"]}, 400, "Expect only one trace level 'OFF'"),
         (TRACE, {"trace_rate": "x"}, 400, "Unable to parse 'trace_rate', got: x"),
         (TRACE, {"trace_file": "x"}, 501, "trace file location can not be updated through"),
-        (TRACE, b"{", 500, "failed to parse the request JSON buffer: "),
-        (TRACE, b"", 500, "failed to parse the request JSON buffer: "),
+        (TRACE, b"{", 500, _NO_JSON),
+        (TRACE, b"", 500, _NO_JSON),
         ("/v2/models/nobody/trace/setting", {}, 400, "Request for unknown model : nobody"),
-        (LOGGING, {"log_info": "true"}, 500, _TRUTH),
-        (LOGGING, {"log_info": 1}, 500, _TRUTH),
-        (LOGGING, {"log_verbose_level": "1"}, 500, _SIZE),
-        (LOGGING, {"log_verbose_level": -1}, 500, _SIZE),
-        (LOGGING, {"log_format": 3}, 500, _TEXT),
         (LOGGING, {"log_file": "x"}, 501, "log file location can not be updated through"),
-        (LOGGING, b"{", 500, "failed to parse the request JSON buffer: "),
-        (LOGGING, b"", 500, "failed to parse the request JSON buffer: "),
+        (LOGGING, b"{", 500, _NO_JSON),
+        (LOGGING, b"", 500, _NO_JSON),
         (LOGGING, {}, 200, ""),
         (LOGGING, {"foo": 1}, 200, ""),
     ],
 )
-def test_rest_refuses_the_same_settings(
+def test_rest_refuses_what_grpc_refuses(
     path: str, body: Any, code: int, text: str, server: str, endpoint: Endpoint
 ) -> None:
     answered = http_ask(endpoint, Asked(path, body))
