@@ -136,7 +136,7 @@ def log_request(_path: Path, body: Any) -> Any:
             case int() if 0 <= value <= _MAX_UINT32:
                 request.settings[name].uint32_param = value
             case _:
-                raise json_values.unreadable(name, "neither true or false, text, nor a number")
+                raise InvalidRequest(f"expect a bool, a text or an integer >= 0 for '{name}'")
     return request
 
 
