@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from gateway.batching.scheduler import Scheduler
-from gateway.core import InferRequest, InferResponse, ModelSpec
+from gateway.core import InferRequest, InferResponse, ModelSpec, Tensor
 from gateway.metrics import ModelStats
 from gateway.response_cache import Outputs, ResponseCache, digest_of
 
 # A digest of so much takes 0.25 ms; one of more is made in a thread, off the event loop.
 DIGEST_ON_LOOP_BYTES = 512 * 1024
+STRING_BYTES = 256  # to pack one element of BYTES takes as long as to digest so much
 
 
 class CachingScheduler:
     """Stands before the scheduler of one loaded version; its answers go when the version goes.
 
     The scheduler is asked for whole answers: a later request may want other outputs of the same.
+    Requests of sequences pass by: an ensemble's member may remember those before.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class CachingScheduler:
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Return the answer that an equal request got, or else the scheduler's own."""
+        if request.sequence is not None:
+            return await self._inner.infer(request)
         started = time.perf_counter()
         digest = await self._digest(request)
         held = self._cache.get(self._owner, digest)
@@ -83,9 +87,9 @@ class CachingScheduler:
         self._cache.forget(self._owner)
 
     async def _digest(self, request: InferRequest) -> bytes:
-        if sum(tensor.data.nbytes for tensor in request.inputs) <= DIGEST_ON_LOOP_BYTES:
-            return digest_of(request, self._spec.parametric)
-        return await asyncio.to_thread(digest_of, request, self._spec.parametric)
+        if digest_takes_long(request.inputs):
+            return await asyncio.to_thread(digest_of, request, self._spec.parametric)
+        return digest_of(request, self._spec.parametric)
 
     def _answer(self, request: InferRequest, held: Outputs) -> InferResponse:
         outputs = list(held)
@@ -93,3 +97,17 @@ class CachingScheduler:
             by_name = {tensor.name: tensor for tensor in held}
             outputs = [by_name[name] for name in request.outputs]
         return InferResponse(request.model, self._spec.key.version, request.id, outputs)
+
+
+def digest_takes_long(inputs: Sequence[Tensor]) -> bool:
+    """Return whether the event loop should not wait for the digest of these."""
+    return sum(map(_effort, inputs)) > DIGEST_ON_LOOP_BYTES
+
+
+def _effort(tensor: Tensor) -> int:
+    """Return what a tensor's digest costs, as so many bytes of numbers."""
+    if tensor.datatype != "BYTES":
+        return tensor.data.nbytes
+    effort = tensor.data.size * STRING_BYTES
+    # of more elements than that even the lengths are not to be added up here
+    return effort if effort > DIGEST_ON_LOOP_BYTES else effort + sum(map(len, tensor.data.flat))

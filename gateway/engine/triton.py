@@ -112,7 +112,7 @@ class TritonEngine:
             try:
                 await self._make_ready(spec, held)
                 loaded = await self._describe(key, spec)
-            except TidegateError:
+            except Exception:  # whatever it is: nobody unloads what has failed to load
                 await self._release(key, held)
                 raise
         return Loaded(loaded, loaded.file_bytes)

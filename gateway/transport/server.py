@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 INFERENCE_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 LAME_DUCK_S = 0.25  # how long new calls are still refused properly after the last answer
-MAX_STATUS_TEXT = 2000
+# A status travels in a header, where a byte may take three: above 8 KB gRPC's own client drops it.
+MAX_STATUS_BYTES = 2000
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Rpc = Callable[[Any], Awaitable[Message]]
@@ -213,8 +214,8 @@ async def _abort(method: MethodDescriptor, context: Context, error: Exception) -
         log.error("%s failed: this is a bug", method.name, exc_info=error)
         code = grpc.StatusCode.INTERNAL
         text = f"{method.name}: {type(error).__name__}: {error}"
+    short = text.encode(errors="replace")[:MAX_STATUS_BYTES].decode(errors="ignore")
     try:
-        # a status travels in a header: a text as long as a client's names might not fit
-        await context.abort(code, text[:MAX_STATUS_TEXT])
+        await context.abort(code, short)
     except grpc.aio.InternalError:
         log.debug("%s: the caller left before it could be told: %s", method.name, text)

@@ -36,7 +36,7 @@ _HTTP_CODE = {
     StatusCode.INVALID_ARGUMENT: 400,
     StatusCode.FAILED_PRECONDITION: 400,
     StatusCode.NOT_FOUND: 404,
-    StatusCode.ALREADY_EXISTS: 409,
+    StatusCode.ALREADY_EXISTS: 400,
     StatusCode.RESOURCE_EXHAUSTED: 429,
     StatusCode.INTERNAL: 500,
     StatusCode.UNIMPLEMENTED: 501,

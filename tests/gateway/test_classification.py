@@ -68,6 +68,11 @@ def test_of_equal_scores_the_first_comes_first_and_what_is_no_number_last() -> N
     assert best([1.0, np.nan, np.inf], 3) == [b"inf:2", b"1.000000:0", b"nan:1"]
 
 
+@given(st.lists(st.sampled_from([0.0, 1.0, -1.0, np.nan, np.inf]), min_size=1), st.integers(1, 9))
+def test_the_best_few_are_the_first_of_all_in_order(values: list[float], classes: int) -> None:
+    assert best(values, classes) == best(values, len(values))[:classes]
+
+
 def test_each_row_is_for_itself_and_its_dimensions_are_one() -> None:
     rows = [[[0, 1], [2, 3]], [[7, 6], [5, 4]]]
     assert best(rows, 2, "INT32", True) == [[b"3:3", b"2:2"], [b"7:0", b"6:1"]]

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from gateway.batching import tensors
-from gateway.core import BatchPolicy, InferRequest, InferResponse, Tensor, TensorSpec
+from gateway.core import (
+    NO_PARAMETERS,
+    BatchPolicy,
+    InferRequest,
+    InferResponse,
+    ModelKey,
+    Parameters,
+    Tensor,
+    TensorSpec,
+)
+from gateway.errors import ModelLost
 from tests.gateway.fakes import FakeEngine, Ok, house, spec
 from tests.simulated_loop import simulate
 
@@ -42,6 +53,39 @@ def test_different_lengths_share_a_batch_and_get_their_own_back() -> None:
             for width in (1, 3, 4, 6, 9):
                 clients.create_task(h.ask(width, width=width))  # `ask` checks values and widths
         assert [batch.shape for batch in engine.batches] == [(1, 4), (1, 4), (3, 4), (1, 8), (1, 9)]
+
+    simulate(story())
+
+
+class Forgetful(FakeEngine):
+    """Its server restarts in the middle of the first run."""
+
+    async def infer(
+        self,
+        key: ModelKey,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str],
+        parameters: Parameters = NO_PARAMETERS,
+    ) -> list[Tensor]:
+        answer = await super().infer(key, inputs, outputs, parameters)
+        if len(self.batches) == 1:
+            raise ModelLost(f"Request for unknown model: '{key.name}' is not found")
+        return answer
+
+
+def test_a_padded_request_is_asked_again_as_it_came() -> None:
+    async def story() -> None:
+        engine = Forgetful()
+        batching = BatchPolicy(8, True, (8,), pad_to=(4, 8))
+        async with house(spec(dims=(-1,), batching=batching), engine=engine) as h:
+            async with asyncio.TaskGroup() as clients:
+                for width in (1, 3, 4):
+                    clients.create_task(h.ask(width, width=width))  # checks values and widths
+            assert h.entry().stats.failure == 0
+        assert engine.log == ["load m:1", "unload m:1", "load m:1", "unload m:1"]
+        once, again = engine.batches
+        np.testing.assert_array_equal(once, [[1, 0, 0, 0], [3, 3, 3, 0], [4, 4, 4, 4]])
+        np.testing.assert_array_equal(again, once)
 
     simulate(story())
 

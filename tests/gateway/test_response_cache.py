@@ -6,6 +6,7 @@ import asyncio
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import tritonclient.grpc as triton
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.batching.caching import digest_takes_long
 from gateway.batching.scheduling import make_scheduler
 from gateway.core import InferRequest, ModelSpec, ModelState, Tensor
 from gateway.ensemble import EnsembleStep
@@ -20,6 +22,7 @@ from gateway.errors import InferenceFailed
 from gateway.metrics import ModelStats
 from gateway.repository.reader import read_model
 from gateway.response_cache import ENTRY_BYTES, OUTPUT_BYTES, ResponseCache, digest_of
+from gateway.sequence import SequenceMark
 from tests.gateway.fakes import Fail, FakeEngine, Ok, house, spec
 from tests.gateway.onnx_models import add_and_multiply, identity, put
 from tests.gateway.process import gateway
@@ -245,6 +248,36 @@ def test_a_large_request_is_digested_off_the_loop_and_kept_like_any_other() -> N
             assert not len(cache)
 
     asyncio.run(story())
+
+
+def test_requests_of_sequences_are_not_answered_from_it() -> None:
+    async def story() -> None:
+        async with house(cached(), cache_bytes=100_000) as h:
+            for _ in range(2):
+                data = np.zeros((1, 2), np.float32)
+                mark = SequenceMark(7)
+                await h.admission.infer(request(Tensor("x", "FP32", data), sequence=mark))
+            assert h.engine.batch_sizes == [1, 1]
+            assert not len(h.cache)
+
+    simulate(story())
+
+
+@pytest.mark.parametrize(
+    ("data", "takes_long"),
+    [
+        (np.zeros(100_000, np.float32), False),
+        (np.zeros(200_000, np.float32), True),
+        (np.array([b"word"] * 2000, np.object_), False),
+        (np.array([b"word"] * 3000, np.object_), True),
+        (np.array([bytes(1 << 20)], np.object_), True),
+    ],
+)
+def test_a_digest_takes_long_by_bytes_and_by_strings(
+    data: np.ndarray[Any, Any], takes_long: bool
+) -> None:
+    datatype = "BYTES" if data.dtype == np.object_ else "FP32"
+    assert digest_takes_long([Tensor("x", datatype, data)]) is takes_long
 
 
 def test_what_may_answer_equal_requests_differently_has_no_cache(tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ PAIRED = """dynamic_batching {
   max_queue_delay_microseconds: 20000000
 }
 """
+RANKED = """dynamic_batching {
+  preferred_batch_size: 4
+  max_queue_delay_microseconds: 20000000
+  priority_levels: 3
+  default_priority_level: 2
+}
+"""
 LABELLED = """max_batch_size: 4
 input { name: "x" data_type: TYPE_FP32 dims: 3 }
 output { name: "y" data_type: TYPE_FP32 dims: 3 label_filename: "labels.txt" }
@@ -97,9 +104,20 @@ ensemble_scheduling {
   }
 }
 """
+LONE = (
+    CHAIN[: CHAIN.index("  step {")].replace("max_batch_size: 4", "max_batch_size: 2")
+    + """
+  step {
+    model_name: "spare" model_version: -1
+    input_map { key: "x" value: "x" }
+    output_map { key: "y" value: "y" }
+  }
+}
+"""
+)
 CACHED = "response_cache { enable: true }\n"
-# Not loaded when the tests begin: one cannot be, one is loaded and unloaded by a test.
-UNLOADED = frozenset({"truncated", "spare"})
+# Not loaded when the tests begin: one cannot be, tests load and unload the others.
+UNLOADED = frozenset({"truncated", "spare", "lone"})
 # A Python-based backend carries no BF16.
 DATATYPES = tuple(datatype for datatype in ELEMENT_TYPES if datatype != "BF16")
 
@@ -122,11 +140,21 @@ def fill(root: Path) -> None:
     put(root, "cached", identity(), DECLARED + CACHED + ONE)
     put(root, "counted", identity(), DECLARED + ONE)
     put(root, "spare", identity(), DECLARED + ONE)
-    (root / "chain" / "1").mkdir(parents=True)
-    (root / "chain" / "config.pbtxt").write_text(CHAIN)
+    put(root, "ranked", identity(), DECLARED + RANKED + ONE)
+    for name, config in (("chain", CHAIN), ("lone", LONE)):
+        (root / name / "1").mkdir(parents=True)
+        (root / name / "config.pbtxt").write_text(config)
     put_python_models(root)
     for version in (1, 3):
         put(root, "versions", identity(), "version_policy { all { } }\n" + ONE, version)
+        put(root, "newest", identity(), ONE, version)
+        put(
+            root,
+            "first",
+            identity(),
+            "version_policy { specific { versions: 1 } }\n" + ONE,
+            version,
+        )
 
 
 METADATA: dict[str, dict[str, Any]] = {

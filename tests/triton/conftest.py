@@ -41,7 +41,7 @@ def bare_triton(alike_repository: Path, real_triton: None) -> Iterator[Endpoint]
     with running(alike_repository, "--cache-config=local,size=16777216") as server:
         with triton.InferenceServerClient(server.address) as client, ThreadPoolExecutor(4) as pool:
             list(pool.map(client.load_model, sorted(names)))
-        yield Endpoint(server.address, server.http_address)
+        yield Endpoint(server.address, server.http_address, server.metrics_url)
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def before_triton(alike_repository: Path, bare_triton: Endpoint) -> Iterator[End
 
 
 def _endpoint(served: Gateway) -> Endpoint:
-    return Endpoint(served.url, served.http.removeprefix("http://"))
+    return Endpoint(served.url, served.http.removeprefix("http://"), f"{served.http}/metrics")
 
 
 @pytest.fixture(params=SERVERS)

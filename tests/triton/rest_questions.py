@@ -118,7 +118,7 @@ def classified(classes: Any, **more: Any) -> Asked:
 HALVES = {"name": "x", "datatype": "FP16", "shape": [1, 3], "parameters": {"binary_data_size": 6}}
 HALF = "/v2/models/identity_FP16/infer"
 BYTES_ROW = b"".join(struct.pack("<I", len(each)) + each for each in (b"a", b"", b"cc"))
-BYTES_X = {"name": "x", "datatype": "BYTES", "shape": [1, 3]}
+BYTES_X: dict[str, Any] = {"name": "x", "datatype": "BYTES", "shape": [1, 3]}
 BYTES_X["parameters"] = {"binary_data_size": len(BYTES_ROW)}
 _BODY = json.dumps(GOOD).encode()
 

@@ -26,10 +26,14 @@ def why_not() -> str:
 
 
 class Endpoint(NamedTuple):
-    """Where a server answers: HOST:PORT of its gRPC service and of its REST interface."""
+    """Where a server answers: HOST:PORT of its gRPC service and of its REST interface.
+
+    `metrics` is the address of the page that Prometheus reads.
+    """
 
     grpc: str
     http: str
+    metrics: str
 
 
 class _Told(TritonProcess):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
 import zlib
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from tests.triton.server import Endpoint
 
 # Triton's own answer: a code and what the body says
 REST_ANSWERS: dict[str, Any] = json.loads(Path(__file__).with_name("rest_answers.json").read_text())
-BINARY_OUTPUTS = {"model_name": "identity_FP32", "model_version": "1"}
+BINARY_OUTPUTS: dict[str, Any] = {"model_name": "identity_FP32", "model_version": "1"}
 BINARY_OUTPUTS["outputs"] = [
     {"name": "y", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}
 ]
@@ -191,6 +192,18 @@ def test_configuration_names_every_field_as_the_protocol_does(endpoint: Endpoint
         assert config[field] == []
     for field in ("parameters", "metric_tags", "cc_model_filenames"):
         assert config[field] == {}
+
+
+def test_body_may_come_in_chunks(endpoint: Endpoint) -> None:
+    body = json.dumps(GOOD).encode()
+    connection = http.client.HTTPConnection(endpoint.http, timeout=20)
+    try:
+        for _ in range(2):  # the connection is kept
+            connection.request("POST", INFER, iter([body[:10], body[10:]]), encode_chunked=True)
+            answered = json.loads(connection.getresponse().read())
+            assert answered["outputs"][0]["data"] == [1.0, 2.0, 3.0]
+    finally:
+        connection.close()
 
 
 def test_server_describes_itself(server: str, endpoint: Endpoint) -> None:

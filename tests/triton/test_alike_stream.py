@@ -111,7 +111,7 @@ def test_errors_become_the_status_of_the_call_where_the_client_wants_that(
     server: str, stub: Any
 ) -> None:
     def call(*requests: pb.ModelInferRequest) -> tuple[list[str], str]:
-        ids = []
+        ids: list[str] = []
         try:
             messages = stub.ModelStreamInfer(iter(requests), metadata=GRPC_ERRORS, timeout=20)
             ids.extend(message.infer_response.id for message in messages)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.core import DTYPES, NO_PARAMETERS, Array, ModelKey, Parameters, Tensor
+from gateway.core import DTYPES, NO_PARAMETERS, Array, ModelKey, Override, Parameters, Tensor
 from gateway.engine import triton, triton_messages
 from gateway.engine.triton import TritonEngine
 from gateway.errors import (
@@ -118,6 +120,19 @@ def test_load_that_fails_says_what_triton_says_and_holds_nothing() -> None:
             await engine.load(spec())
         assert str(caught.value) == text.strip()
         assert fake.log == ["load m", "unload m"]
+
+    with_engine(fake, story)
+
+
+def test_load_whose_files_have_gone_meanwhile_holds_nothing(tmp_path: Path) -> None:
+    fake = FakeTriton()
+
+    async def story(engine: TritonEngine) -> None:
+        with pytest.raises(FileNotFoundError):
+            await engine.load(replace(spec(), override=Override("{}", tmp_path / "gone")))
+        assert fake.log == ["unload m"]
+        await engine.unload(M1)
+        assert fake.log == ["unload m"]
 
     with_engine(fake, story)
 
