@@ -67,6 +67,12 @@ class Entry:
             keep_s=self.spec.sequence.max_idle_s if self.spec.sequence else 0.0,
         )
 
+    @property
+    def in_order(self) -> bool:
+        """Whether who waits goes on in turn: requests of sequences must not overtake each other."""
+        # what sequences an ensemble's members have is not known here
+        return bool(self.spec.sequence or self.spec.steps)
+
     def backing_off(self) -> bool:
         """Whether a load failed so recently that demand must not repeat it yet."""
         return (

@@ -137,7 +137,7 @@ class Registry:
         with entry.awaited():
             self.poke()
             # those of a sequence go on in the order in which they came
-            async with entry.line if entry.spec.sequence else nullcontext():
+            async with entry.line if entry.in_order else nullcontext():
                 while entry.state is not ModelState.READY:
                     _raise_if_hopeless(entry, failures)
                     await entry.next_move()
@@ -170,11 +170,16 @@ class Registry:
                 self._ensembles[step.model].add(listing.name)
             self._meet(versions[spec.key.version])
         if _serving(versions) != before:
-            for name in self._ensembles.get(listing.name, ()):
-                for entry in self._models.get(name, {}).values():
-                    entry.renew()
-                    self._meet(entry)
+            self._renew_ensembles(listing.name)
         self.poke()
+
+    def _renew_ensembles(self, member: str, path: tuple[str, ...] = ()) -> None:
+        """Have the ensembles of a member, and theirs, made ready anew: it is another now."""
+        for name in self._ensembles.get(member, set()).difference(path):
+            for entry in self._models.get(name, {}).values():
+                entry.renew()
+                self._meet(entry)
+            self._renew_ensembles(name, (*path, name))
 
     def _meet(self, entry: Entry) -> None:
         """Have a cold ensemble's spec say what its members make it, as far as they are known."""
@@ -193,6 +198,7 @@ class Registry:
         for entry in self._models.get(name, {}).values():
             self._retire(entry)
         self._forget_empty(name)
+        self._renew_ensembles(name)
         self.poke()
 
     def drop(self, key: ModelKey) -> None:

@@ -36,7 +36,7 @@ class Router:
         try:
             signature.check(request, entry.spec)
             # none may overtake another of its sequence that is about to hear that it is ready
-            if entry.state is not READY or (entry.waiting and entry.spec.sequence):
+            if entry.state is not READY or (entry.waiting and entry.in_order):
                 await self._until_ready(entry, request)
             try:
                 # no await between here and the lease: the state cannot change meanwhile

@@ -73,6 +73,8 @@ def put_parameters(given: Parameters, fields: Any) -> None:
         match value:
             case bool():  # before int, which it is, too
                 fields[name].bool_param = value
+            case int() if value >= 2**63:
+                fields[name].uint64_param = value
             case int():
                 fields[name].int64_param = value
             case float():

@@ -323,6 +323,9 @@ class Batcher:
             finished = self._loop.time()
             retry = False  # an answer that does not fit is no refusal
             responses = self._split(outputs, requests, rows, spec)
+            for index, item in enumerate(batch):
+                if item.length >= 0:
+                    responses[index] = tensors.cropped(responses[index], item.length, spec)
             split = self._loop.time()
         except InferenceFailed as error:
             return None if retry else _failures(batch, error)
@@ -344,9 +347,6 @@ class Batcher:
         self._curve.observe(total, finished - started, finished)
         waits_s = [started - item.queued_at for item in batch]
         count_run(self._stats, spec, requests, waits_s, total, started, joined, finished, split)
-        for index, item in enumerate(batch):
-            if item.length >= 0:
-                responses[index] = tensors.cropped(responses[index], item.length, spec)
         return responses
 
     def _deliver(self, batch: Sequence[_Pending], outcomes: Sequence[_Outcome]) -> None:

@@ -116,7 +116,7 @@ class SequenceBatcher:
     def _check(self, request: InferRequest) -> tuple[SequenceMark, list[Tensor]]:
         """Return the request's place in its sequence, and its control inputs."""
         mark, model = request.sequence, self._spec.key.name
-        if self._batched and request.inputs and request.inputs[0].data.shape[0] > 1:
+        if self._batched and request.inputs and request.inputs[0].data.shape[0] != 1:
             raise InvalidRequest(
                 f"inference request to model '{model}' must specify batch-size 1 due to "
                 "requirements of sequence batcher"
@@ -173,12 +173,11 @@ class SequenceBatcher:
         mark: SequenceMark,
         signals: list[Tensor],
     ) -> InferResponse:
-        if mark.start or not sequence.states:
-            sequence.states = self._initial
+        states = self._initial if mark.start or not sequence.states else sequence.states
         answer = await self._batcher.infer(
             replace(
                 request,
-                inputs=[*request.inputs, *signals, *sequence.states],
+                inputs=[*request.inputs, *signals, *states],
                 outputs=[*request.outputs, *self._state_outputs] if request.outputs else [],
             )
         )

@@ -28,7 +28,10 @@ def bucket_of(request: InferRequest, spec: ModelSpec) -> tuple[object, ...]:
     the same parameters, where the model looks at them.
     """
     shapes = tuple((tensor.name, tensor.data.shape[1:]) for tensor in request.inputs)
-    return (shapes, frozenset(request.parameters.items())) if spec.parametric else shapes
+    if not spec.parametric:
+        return shapes
+    # with their types: 1, 1.0 and true are equal to Python, and not to a model
+    return shapes, frozenset((name, type(each), each) for name, each in request.parameters.items())
 
 
 def padded(request: InferRequest, spec: ModelSpec) -> tuple[InferRequest, int]:

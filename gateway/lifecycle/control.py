@@ -122,9 +122,10 @@ class RepositoryControl:
         self._asked_for.discard(name)
         names = [name, *sorted(self._dependents(name))] if dependents else [name]
         for each in names:
-            if override := self._overrides.get(each):
-                await self._restore(each, None)
-                await self._files.discard(override)
+            async with self._turns.setdefault(each, asyncio.Lock()):
+                if override := self._overrides.get(each):
+                    await self._restore(each, None)
+                    await self._files.discard(override)
             for entry in list(self._registry.entries()):
                 if entry.key.name == each:
                     await self._until_cold(entry)

@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from gateway.core import Override
 from gateway.errors import InvalidRequest, LoadFailed
 
+MAX_OVERRIDES = 256  # with files: each has them on disk for as long as it holds
+
 Files = Mapping[str, bytes]
 """Contents by name, as parameters `file:NAME` have them: "1/model.onnx"."""
 
@@ -20,6 +22,7 @@ class OverrideFiles:
 
     def __init__(self) -> None:
         self._root: Path | None = None
+        self._kept = 0
 
     async def keep(self, config: str, files: Files) -> Override:
         """Return an override whose files are on disk.
@@ -28,11 +31,21 @@ class OverrideFiles:
         """
         for name in files:
             _check_name(name)
-        return Override(config, await asyncio.to_thread(self._write, files) if files else None)
+        if not files:
+            return Override(config, None)
+        if self._kept == MAX_OVERRIDES:
+            raise LoadFailed(f"{MAX_OVERRIDES} models are loaded with files given, the maximum")
+        self._kept += 1
+        try:
+            return Override(config, await asyncio.to_thread(self._write, files))
+        except BaseException:
+            self._kept -= 1
+            raise
 
     async def discard(self, override: Override | None) -> None:
         """Remove an override's files."""
         if override is not None and override.folder is not None:
+            self._kept -= 1
             await asyncio.to_thread(shutil.rmtree, override.folder, ignore_errors=True)
 
     def close(self) -> None:

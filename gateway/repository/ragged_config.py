@@ -11,6 +11,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from gateway.core import TensorSpec
 from gateway.errors import RepositoryError
 from gateway.ragged import BatchInput, BatchInputKind, RaggedBatching
+from gateway.repository import own_parameters
 from gateway.repository.datatypes import NAMES
 
 
@@ -58,6 +59,9 @@ def check(config: ModelConfig) -> None:
     ragged = any(tensor.allow_ragged_batch for tensor in config.input)
     if config.max_batch_size == 0 and (ragged or config.batch_input or config.batch_output):
         raise RepositoryError(f"ragged batches need a max_batch_size above 0 for {name}")
+    if own_parameters.pad_to(config) and (ragged or config.batch_input or config.batch_output):
+        # batch inputs would count the padding
+        raise RepositoryError(f"'{own_parameters.PAD}' and ragged batches exclude each other")
 
 
 def _kind(entry: BatchInputMessage) -> BatchInputKind:

@@ -108,6 +108,17 @@ def _check_inside(config: config_pbtxt.ModelConfig) -> None:
     for name in names:
         if name.startswith("/") or ".." in name.split("/"):
             raise RepositoryError(f"'{name}' leads out of the model's folder")
+    accelerators = config.optimization.execution_accelerators
+    for each in (
+        *accelerators.gpu_execution_accelerator,
+        *accelerators.cpu_execution_accelerator,
+    ):
+        files = [key for key in each.parameters if key.startswith("trt_") or "table" in key]
+        if files:
+            raise RepositoryError(
+                f"parameter '{files[0]}' of an accelerator may name files of this machine: "
+                "only the repository's own configuration has it"
+            )
 
 
 def _finish(config: config_pbtxt.ModelConfig, name: str, folder: Path, embedded: bool) -> None:

@@ -25,7 +25,10 @@ class CudaRegion:
             raise InvalidRequest(f"{refusal}{reason}") from None
         if not 0 <= device < count or len(handle) != cuda.HANDLE_BYTES or size < 1:
             raise InvalidRequest(f"{refusal}invalid args")
-        self._gpu = cuda.Device(device)
+        try:
+            self._gpu = cuda.Device(device)
+        except RuntimeError as error:
+            raise InvalidRequest(f"{refusal}{error}") from None
         try:
             with self._gpu.current():
                 self._address = self._gpu.open_shared(handle, size)
@@ -52,7 +55,8 @@ class CudaRegion:
         # that process may have gone, and its memory with it
         with suppress(RuntimeError), self._gpu.current():
             self._gpu.close_shared(self._address)
-        self._gpu.release()
+        with suppress(RuntimeError):
+            self._gpu.release()
 
     @contextmanager
     def _reached(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway import wire
-from gateway.core import InferRequest, InferResponse, ModelSpec, Stage, Tensor
+from gateway.core import InferRequest, InferResponse, ModelKey, Stage, Tensor
 from gateway.errors import InferenceFailed, TidegateError
 from gateway.registry import Registry
 from gateway.transport import codec
@@ -160,19 +160,10 @@ class Inference:
         return response._replace(outputs=outputs), placed
 
     def _classified(self, response: InferResponse, tensor: Tensor, classes: int) -> Tensor:
-        spec = self._registry.find(response.model, str(response.version)).spec
-        return classify(tensor, classes, spec.max_batch_size > 0, self._labels(spec, tensor.name))
-
-    def _labels(self, spec: ModelSpec, output: str) -> Sequence[bytes]:
-        """Return an output's labels; an ensemble without has those of the member that writes it."""
-        if output in spec.labels:
-            return spec.labels[output]
-        for step in spec.steps:
-            for own, written in step.outputs.items():
-                if written == output:
-                    version = str(step.version) if step.version else ""
-                    return self._labels(self._registry.find(step.model, version).spec, own)
-        return ()
+        # the entry itself: a newer version may have taken its place since the request came
+        spec = self._registry.entry(ModelKey(response.model, response.version)).spec
+        labels = spec.labels.get(tensor.name, ())
+        return classify(tensor, classes, spec.max_batch_size > 0, labels)
 
     def _place(self, tensor: Tensor, wish: Delivery) -> None:
         content = wire.contents(tensor)

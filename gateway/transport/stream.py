@@ -34,11 +34,14 @@ async def serve(read: Read, write: Write, answer: Answer, decoupled: Decoupled) 
 
     Answers leave in the order of their requests, those of decoupled models as they come.
     """
+    failure: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             await _Stream(write, answer, tasks).run(read, decoupled)
     except* TidegateError as group:
-        raise group.exceptions[0] from None
+        failure = group.exceptions[0]
+    if failure is not None:
+        raise failure
 
 
 class _Stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -309,5 +310,22 @@ def test_full_gateway_refuses_before_any_wait(max_inflight: int, per_model: int,
             await asyncio.sleep(0)
             with pytest.raises(Overloaded, match=text):
                 await h.ask(3)
+
+    simulate(story())
+
+
+def test_parameters_that_only_python_takes_for_equal_share_no_batch() -> None:
+    async def story() -> None:
+        async with house(replace(spec(), parametric=True)) as h:
+            x = Tensor("x", "FP32", np.zeros((1, 2), np.float32))
+            await asyncio.gather(
+                *(
+                    h.admission.infer(
+                        InferRequest("m", "", "", [x], [], 50.0, parameters={"k": value})
+                    )
+                    for value in (1, True, 1.0, 1)
+                )
+            )
+            assert sorted(h.engine.batch_sizes) == [1, 1, 2]
 
     simulate(story())

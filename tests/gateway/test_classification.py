@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.core import DTYPES, Tensor
+from gateway.core import DTYPES, InferRequest, Tensor
 from gateway.errors import InvalidRequest
 from gateway.repository.reader import read_model
+from gateway.transport.calls import Calls
 from gateway.transport.classification import classify
-from gateway.transport.delivery import asked_for
+from gateway.transport.delivery import Delivery, asked_for
+from gateway.transport.inference import Inference
+from gateway.transport.shared_memory import SharedMemory
+from tests.gateway.fakes import FakeEngine, Ok, house, spec
 from tests.gateway.onnx_models import identity, put
 from tests.gateway.process import gateway
+from tests.simulated_loop import simulate
 
 
 def best(
@@ -90,6 +96,22 @@ def test_nothing_has_no_classes(
 ) -> None:
     tensor = Tensor("y", "FP32", np.zeros(shape, np.float32))
     assert classify(tensor, 2, batched, ()).data.shape == expected
+
+
+def test_a_version_that_retires_meanwhile_still_classifies_its_answer() -> None:
+    async def story() -> None:
+        async with house(engine=FakeEngine(runs=[Ok(2.0)])) as h:
+            inference = Inference(h.admission, h.registry, Calls(), 60.0, SharedMemory(False))
+            asked = InferRequest(
+                "m", "", "", [Tensor("x", "FP32", np.ones((1, 2), np.float32))], [], 50.0
+            )
+            answer = asyncio.create_task(inference.run(asked, [Delivery("y", 1)]))
+            await asyncio.sleep(1)
+            h.publish(spec(version=2))
+            response, _ = await answer
+            assert response.outputs[0].data.tolist() == [[b"2.000000:0"]]
+
+    simulate(story())
 
 
 def test_labels_stand_behind_those_that_have_one() -> None:

@@ -280,3 +280,43 @@ def test_priorities_order_the_steps_of_waiting_requests() -> None:
             assert order == [0, 2, 1]
 
     simulate(story())
+
+
+def test_an_ensemble_of_ensembles_is_made_anew_with_the_innermost_member() -> None:
+    async def story() -> None:
+        inner = ensemble(step("m", "x=x", "y=y"), name="f")
+        outer = replace(ensemble(step("f", "x=x", "y=y")), cached=True)
+        async with house(spec(), inner, outer, cache_bytes=100_000) as h:
+            await asked(h)
+            h.publish(replace(spec(), modified_ns=1))
+            await asyncio.sleep(1)
+            assert not len(h.cache)
+            await asked(h)
+            h.registry.remove("m")
+            await asyncio.sleep(1)
+            with pytest.raises(ModelUnavailable):
+                await asked(h)
+
+    simulate(story())
+
+
+def test_a_newcomer_does_not_overtake_who_waits_for_the_ensemble() -> None:
+    async def story() -> None:
+        newcomers = []
+        async with house(spec(), ensemble(step("m", "x=x", "y=y"))) as h:
+            first = asyncio.create_task(asked(h, 1))
+            await h.state(ModelState.LOADING, "e")
+            entry = h.entry("e")
+            move = entry.move
+
+            def arrive(state: ModelState, reason: str = "") -> None:
+                if state is READY:  # in the loop's queue before whom this wakes
+                    newcomers.append(asyncio.create_task(asked(h, 2)))
+                move(state, reason)
+
+            entry.move = arrive  # type: ignore[method-assign]
+            await first
+            await asyncio.gather(*newcomers)
+            assert [batch[:, 0].tolist() for batch in h.engine.batches] == [[1, 2]]
+
+    simulate(story())

@@ -20,7 +20,7 @@ from gateway.core import (
     Tensor,
     TensorSpec,
 )
-from gateway.errors import ModelLost
+from gateway.errors import InferenceFailed, ModelLost
 from tests.gateway.fakes import FakeEngine, Ok, house, spec
 from tests.simulated_loop import simulate
 
@@ -71,6 +71,30 @@ class Forgetful(FakeEngine):
         if len(self.batches) == 1:
             raise ModelLost(f"Request for unknown model: '{key.name}' is not found")
         return answer
+
+
+class Flat(FakeEngine):
+    """Answers with fewer dims than its configuration says, which ONNX Runtime cannot foresee."""
+
+    async def infer(
+        self,
+        key: ModelKey,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str],
+        parameters: Parameters = NO_PARAMETERS,
+    ) -> list[Tensor]:
+        return [Tensor(name, "FP32", inputs[0].data[:, 0]) for name in outputs]
+
+
+def test_an_answer_that_cannot_be_cropped_fails_its_request_alone() -> None:
+    async def story() -> None:
+        batching = BatchPolicy(8, True, (8,), pad_to=(4, 8))
+        async with house(spec(dims=(-1,), batching=batching), engine=Flat()) as h:
+            for _ in range(2):
+                with pytest.raises(InferenceFailed):
+                    await h.ask(1, width=3)
+
+    simulate(story())
 
 
 def test_a_padded_request_is_asked_again_as_it_came() -> None:

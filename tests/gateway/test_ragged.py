@@ -173,3 +173,9 @@ def test_configuration_that_contradicts_itself_is_refused(
 def test_ragged_batches_need_a_batch_dimension(tmp_path: Path) -> None:
     put(tmp_path, "m", ragged_model(), RAGGED.replace("max_batch_size: 8", "max_batch_size: 0"))
     assert "need a max_batch_size above 0" in read_model(tmp_path, "m").error
+
+
+def test_padding_and_ragged_batches_exclude_each_other(tmp_path: Path) -> None:
+    pad = 'parameters { key: "tidegate.pad" value { string_value: "8" } }\n'
+    put(tmp_path, "m", ragged_model(), RAGGED + pad)
+    assert read_model(tmp_path, "m").error == "'tidegate.pad' and ragged batches exclude each other"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 import threading
@@ -18,6 +19,8 @@ from tritonclient.grpc import InferenceServerException as Refused
 from tritonclient.grpc import InferInput, service_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.errors import LoadFailed
+from gateway.repository import overrides
 from tests.gateway.onnx_models import add_and_multiply, identity, put
 from tests.gateway.process import Gateway, eventually, gateway
 
@@ -146,6 +149,22 @@ def test_model_that_is_in_no_repository_lives_from_load_to_unload(client: Client
         client.get_model_metadata("fresh")
 
 
+def test_overrides_with_files_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overrides, "MAX_OVERRIDES", 1)
+
+    async def story() -> None:
+        files = overrides.OverrideFiles()
+        given = {"1/model.onnx": b"a model"}
+        kept = await files.keep("{}", given)
+        with pytest.raises(LoadFailed, match="the maximum"):
+            await files.keep("{}", given)
+        await files.discard(kept)
+        await files.keep("{}", given)
+        files.close()
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize(
     ("config", "given", "says"),
     [
@@ -160,6 +179,12 @@ def test_model_that_is_in_no_repository_lives_from_load_to_unload(client: Client
         ('{"default_model_filename": "../../p/1/model.onnx"}', {}, "leads out of the model's"),
         ('{"default_model_filename": "/etc/passwd"}', {}, "leads out of the model's folder"),
         ('{"default_model_filename": "other.onnx"}', {}, "cannot read 'other.onnx'"),
+        (
+            '{"optimization": {"execution_accelerators": {"gpu_execution_accelerator": [{"name": '
+            '"tensorrt", "parameters": {"trt_engine_cache_path": "/tmp"}}]}}}',
+            {},
+            "may name files of this machine",
+        ),
         (
             '{"input": [{"name": "z", "data_type": "TYPE_FP32", "dims": [3]}],'
             ' "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [3]}]}',

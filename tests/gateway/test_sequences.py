@@ -406,3 +406,27 @@ def test_direct_waits_until_enough_slots_are_filled_or_the_delay_has_passed() ->
             assert engine.rows[-1] == [1, 1, 1]
 
     simulate(story())
+
+
+def test_an_empty_batch_is_refused_and_disturbs_no_other() -> None:
+    async def story() -> None:
+        async with house(sequences(), engine=Adder()) as h:
+            await ask(h, 0, begin(9, end=True))
+            empty, other = await asyncio.gather(
+                ask(h, 1, begin(1), rows=0), ask(h, 2, begin(2)), return_exceptions=True
+            )
+            assert isinstance(empty, InvalidRequest)
+            assert other == 2
+
+    simulate(story())
+
+
+def test_a_new_start_that_fails_leaves_the_sequence_as_it_was() -> None:
+    async def story() -> None:
+        async with house(sequences(), engine=Adder(runs=[Ok(), Fail("once")])) as h:
+            assert await ask(h, 5, begin(1)) == 5
+            with pytest.raises(InferenceFailed):
+                await ask(h, 7, begin(1))
+            assert await ask(h, 1, then(1)) == 6
+
+    simulate(story())

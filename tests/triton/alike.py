@@ -76,7 +76,8 @@ PAIRED = """dynamic_batching {
   max_queue_delay_microseconds: 20000000
 }
 """
-RANKED = """dynamic_batching {
+RANKED = """metric_tags { key: "team" value: "sea" }
+dynamic_batching {
   preferred_batch_size: 4
   max_queue_delay_microseconds: 20000000
   priority_levels: 3

@@ -75,6 +75,14 @@ def test_counters_count_alike(endpoint: Endpoint, client: triton.InferenceServer
     eventually(lambda: figures() == expected, 5)
 
 
+def test_tags_of_a_model_are_labels(
+    endpoint: Endpoint, client: triton.InferenceServerClient
+) -> None:
+    client.infer("ranked", [tensor("x", np.zeros((4, 3), np.float32))])
+    found = samples(endpoint, "nv_inference_count", "ranked")
+    assert found.keys() == {'_team="sea",version="1"'}
+
+
 def test_health_service_says_serving(server: str, endpoint: Endpoint) -> None:
     def check(stub: Any, service: str) -> str:
         try:

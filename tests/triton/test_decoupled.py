@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from typing import Any
 
 import numpy as np
@@ -116,3 +117,17 @@ def test_error_of_one_request_leaves_its_batch_mates_answered(
     errors = [error for _, error in heard if error]
     assert [error.message() for error in errors] == ["thirteen is not multiplied"] * 2
     assert {error.status() for error in errors} == {"StatusCode.INTERNAL"}
+
+
+@behind_triton
+def test_preserved_order_has_a_fast_answer_wait_for_a_slow_one(
+    client: triton.InferenceServerClient,
+) -> None:
+    client.infer("sleeper", [x(1, 1)])  # it is awake
+    order: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    client.async_infer("sleeper", [x(600, 1)], lambda result, error: order.put(error))
+    time.sleep(0.1)  # the slow one is there first; the other instance is free
+    began = time.monotonic()
+    client.infer("sleeper", [x(1, 1)])
+    assert time.monotonic() - began > 0.3
+    assert order.get(timeout=10) is None

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.core import DTYPES, NO_PARAMETERS, Array, ModelKey, Override, Parameters, Tensor
+from gateway import wire
+from gateway.core import (
+    DTYPES,
+    NO_PARAMETERS,
+    Array,
+    ModelKey,
+    Override,
+    Parameters,
+    ParameterValue,
+    Tensor,
+)
 from gateway.engine import triton, triton_messages
 from gateway.engine.triton import TritonEngine
 from gateway.errors import (
@@ -371,3 +381,9 @@ def test_model_that_a_restarted_server_has_forgotten_is_loaded_anew() -> None:
             assert h.entry().stats.failure == 0
 
     simulate(story())
+
+
+def test_whole_numbers_of_64_bits_reach_triton_whatever_their_sign() -> None:
+    given: dict[str, ParameterValue] = {"least": -(2**63), "most": 2**64 - 1, "yes": True}
+    sent = pb.ModelInferRequest.FromString(triton_messages.batch(M1, [x()], ["y"], given))
+    assert {name: wire.parameter(value) for name, value in sent.parameters.items()} == given
