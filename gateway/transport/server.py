@@ -19,7 +19,6 @@ from tritonclient.grpc import service_pb2
 
 from gateway.errors import (
     InvalidRequest,
-    NotSupported,
     StartError,
     TidegateError,
 )
@@ -132,8 +131,8 @@ def _inference_handler(
             handler = _streamed(method, inference)
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(handler)
         else:
-            rpc = rpcs.get(method.name) or _not_implemented(method)
-            call = model_infer if method.name == "ModelInfer" else without_context(rpc)
+            infers = method.name == "ModelInfer"
+            call = model_infer if infers else without_context(rpcs[method.name])
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(method, call, calls))
     return grpc.method_handlers_generic_handler(INFERENCE_SERVICE.full_name, handlers)
 
@@ -183,13 +182,6 @@ def _streamed(
 def _headers(context: Context) -> dict[str, str]:
     metadata = context.invocation_metadata() or ()
     return {key: value for key, value in metadata if isinstance(value, str)}
-
-
-def _not_implemented(method: MethodDescriptor) -> Rpc:
-    async def refuse(_message: Any) -> Message:
-        raise NotSupported(f"{method.name} is not supported yet by this version of Tidegate")
-
-    return refuse
 
 
 def _parser(method: MethodDescriptor) -> Callable[[bytes], Any]:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from gateway.errors import InvalidRequest, NotSupported, TidegateError
+from gateway.errors import InvalidRequest, TidegateError
 from gateway.transport.calls import Calls
 from gateway.transport.rest import answers, bodies, docs_page, json_values, openapi
 from gateway.transport.rest.operations import OPERATIONS, Operation
@@ -59,10 +59,9 @@ async def not_routed(_request: Request, error: Exception) -> Response:
 def _endpoint(
     operation: Operation, rpcs: Rpcs, calls: Calls, max_bytes: int
 ) -> Callable[[Request], Awaitable[Response]]:
+    rpc = rpcs[operation.rpc]
+
     async def call(request: Request) -> Response:
-        rpc = rpcs.get(operation.rpc)
-        if rpc is None:
-            raise NotSupported(f"{operation.rpc} is not supported yet by this version of Tidegate")
         body = await _document(request, operation, max_bytes)
         path = {name: request.path_params.get(name, "") for name in _NAMES}
         try:
