@@ -44,8 +44,9 @@ def serve(argv: list[str]) -> int:
     """Run `tidegate serve ARGV` until a signal; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="tidegate serve",
-        description="Serve a model repository over KServe v2 gRPC. Each flag is also a key of the "
-        "config file and a TIDEGATE_* variable; flags win over variables, variables over the file.",
+        description="Serve a model repository over KServe v2, gRPC and REST. Each flag is also a "
+        "key of the config file and a TIDEGATE_* variable; flags win over variables, variables "
+        "over the file.",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML")
     for name, field in Settings.model_fields.items():

@@ -84,6 +84,13 @@ class BatchQueue(Generic[ItemT]):
         if item.waiting:
             self._leave(item)
 
+    def clear(self) -> list[ItemT]:
+        """Take out and return every item."""
+        items = [item for bucket in self._buckets.values() for item in bucket]
+        for item in items:
+            self._leave(item)
+        return items
+
     def expire(self, now: float) -> list[ItemT]:
         """Take out and return the items whose queue timeout has passed and whose policy rejects.
 

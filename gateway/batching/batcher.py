@@ -112,6 +112,7 @@ class Batcher:
         self._batch_done = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._pump_due = False
+        self._ending = False  # nothing can be sent any more: the parent of the batches ends
         self._quiet_turns = 0
         self._gathering_since = 0.0
         self._gather_until = math.inf
@@ -241,6 +242,10 @@ class Batcher:
     def _pump(self) -> None:
         """Turn away what is late, cut while an instance is free, set the timer for the rest."""
         queue, now = self._queue, self._loop.time()
+        if self._ending:
+            for item in queue.clear():
+                item.settle(ShuttingDown("the gateway is shutting down"))
+            return
         predicted: dict[int, float] = {}
 
         def finish(rows: int) -> float:
@@ -290,6 +295,9 @@ class Batcher:
                 for item in batch:
                     if not item.reply.done():
                         self._deliver([item], await self._ask([item], retry=False) or ())
+        except asyncio.CancelledError:
+            self._ending = True
+            raise
         finally:
             # The next batch goes first: sending the answers takes the loop about 30 us each, and
             # a model that runs beside it need not wait for that.
@@ -301,7 +309,7 @@ class Batcher:
         self._batch_done.set()
         if not len(self._queue):
             return
-        if self._loop.time() >= self._patient_until():
+        if self._ending or self._loop.time() >= self._patient_until():
             self._pump()
         elif not self._pump_due:
             self._quiet_turns = 0

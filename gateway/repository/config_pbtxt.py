@@ -77,7 +77,7 @@ def check_embedded(config: ModelConfig) -> None:
     """Raise `RepositoryError` where a configuration asks for what this process cannot run."""
     if config.model_transaction_policy.decoupled:
         raise RepositoryError(
-            "the embedded engine serves no decoupled models: an ONNX model answers once"
+            "the embedded engine serves no decoupled models: they need --triton or --spawn-triton"
         )
     sequence_config.check_embedded(config)
     if not is_onnx(config) and not is_plan(config) and not ensemble_config.is_ensemble(config):

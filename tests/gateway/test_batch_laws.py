@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from gateway.batching.batcher import Batcher
 from gateway.core import (
     BatchPolicy,
     InferRequest,
@@ -22,7 +24,9 @@ from gateway.errors import (
     Overloaded,
     QueueFull,
     QueueTimeout,
+    ShuttingDown,
 )
+from gateway.metrics import ModelStats
 from tests.gateway.fakes import Fail, FakeEngine, Hang, Ok, dynamic, house, spec
 from tests.simulated_loop import simulate
 
@@ -327,5 +331,34 @@ def test_parameters_that_only_python_takes_for_equal_share_no_batch() -> None:
                 )
             )
             assert sorted(h.engine.batch_sizes) == [1, 1, 2]
+
+    simulate(story())
+
+
+def test_requests_in_the_queue_are_told_when_the_parent_of_their_batches_ends() -> None:
+    async def story() -> None:
+        model = spec(batching=BatchPolicy(max_batch_size=8))
+        engine = FakeEngine(runs=[Hang()], loaded={model.key})
+        made: asyncio.Future[Batcher] = asyncio.get_running_loop().create_future()
+
+        async def serve() -> None:
+            async with asyncio.TaskGroup() as batches:
+                made.set_result(Batcher(model, engine, batches, ModelStats()))
+                await asyncio.Event().wait()
+
+        serving = asyncio.create_task(serve())
+        batcher = await made
+        row = [Tensor("x", "FP32", np.zeros((1, 2), np.float32))]
+        asked = [
+            asyncio.create_task(batcher.infer(InferRequest("m", "", "", row, [], 1000.0)))
+            for _ in range(3)
+        ]
+        await asyncio.sleep(1)
+        serving.cancel()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [ShuttingDown] * 3
+        with suppress(asyncio.CancelledError):
+            await serving
+        assert batcher.idle
 
     simulate(story())
