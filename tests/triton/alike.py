@@ -37,7 +37,7 @@ DIFFERENCES: dict[str, str] = {
     ),
     "decoupled model": (
         "UNAVAILABLE model 'count' is not available: the embedded engine serves no decoupled "
-        "models: an ONNX model answers once"
+        "models: they need --triton or --spawn-triton"
     ),
 }
 

@@ -48,7 +48,7 @@ REST_DIFFERENCES: dict[str, Any] = {
         503,
         {
             "error": "model 'count' is not available: the embedded engine serves no decoupled "
-            "models: an ONNX model answers once"
+            "models: they need --triton or --spawn-triton"
         },
     ],
 }
