@@ -7,28 +7,23 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.admission import Admission
 from gateway.batching.scheduling import make_scheduler
 from gateway.config import Settings
-from gateway.engine import tritonserver
-from gateway.engine.base import Engine
-from gateway.engine.embedded import EmbeddedEngine
-from gateway.engine.process import TritonProcess
-from gateway.engine.triton import TritonEngine
-from gateway.errors import EngineUnavailable, StartError
-from gateway.lifecycle.control import Catalogue, RepositoryControl
+from gateway.engines import Engines, open_fleet
+from gateway.errors import StartError
+from gateway.lifecycle.control import RepositoryControl
+from gateway.lifecycle.policy import Defaults
 from gateway.lifecycle.reconciler import Reconciler
-from gateway.lifecycle.supervisor import keep_running
 from gateway.logs import Logs, log_to_stderr
 from gateway.metrics import Metrics
 from gateway.registry import Registry
 from gateway.repository.catalogue import FolderCatalogue
+from gateway.repository.watch import watch_folder
 from gateway.response_cache import ResponseCache
 from gateway.router import Router
 from gateway.trace_settings import TraceSettings
@@ -69,9 +64,11 @@ async def serve(settings: Settings, logs: Logs) -> None:
     """
     stopping = _on_signals(signal.SIGTERM, signal.SIGINT)
     http_socket = listen(settings.host, settings.http_port)
+    metrics = Metrics()
+    registry = Registry(metrics)
     try:
-        async with _backend(settings) as backend:
-            await _serve(settings, logs, backend, http_socket, stopping)
+        async with open_fleet(settings, registry.poke) as engines:
+            await _serve(settings, logs, metrics, registry, engines, http_socket, stopping)
     finally:
         http_socket.close()
     log.info("stopped")
@@ -80,15 +77,16 @@ async def serve(settings: Settings, logs: Logs) -> None:
 async def _serve(
     settings: Settings,
     logs: Logs,
-    backend: _Backend,
+    metrics: Metrics,
+    registry: Registry,
+    engines: Engines,
     http_socket: socket.socket,
     stopping: asyncio.Event,
 ) -> None:
-    metrics = Metrics()
-    registry = Registry(metrics)
-    control = RepositoryControl(backend.catalogue, registry)
+    metrics.engines = engines.fleet.rows
+    control = RepositoryControl(engines.catalogue, registry)
     await control.read_all()
-    control.adopt(backend.ready_names)
+    control.adopt(engines.held)
 
     def ready() -> bool:
         return not stopping.is_set()
@@ -114,14 +112,21 @@ async def _serve(
     http_server = HttpServer(make_app(metrics, ready, infer, api), http_socket)
     port = await grpc_server.start(settings.host, settings.port)
     async with aclosing(control), asyncio.TaskGroup() as tasks:
-        schedule = partial(make_scheduler, backend.engine, router, settings.engine_timeout_s, cache)
-        reconciler = Reconciler(registry, backend.engine, settings.idle_timeout_s, schedule)
+        schedule = partial(make_scheduler, router, settings.engine_timeout_s, cache)
+        defaults = Defaults(
+            settings.idle_timeout_s, settings.max_replicas, settings.target_concurrency
+        )
+        reconciler = Reconciler(registry, engines.fleet, defaults, schedule)
         control_loop = tasks.create_task(reconciler.run(), name="reconciler")
         tasks.create_task(http_server.run(), name="http")
+        watches = [tasks.create_task(engines.watch(control.adopt), name="watch over engines")]
+        if settings.watch and isinstance(engines.catalogue, FolderCatalogue):
+            watching = watch_folder(settings.repository, control.refresh)
+            watches.append(tasks.create_task(watching, name="watch over the repository"))
         _spare_the_collector()
         log.info(
             "serving %s: gRPC on %s:%d, HTTP on %s:%d",
-            backend.title,
+            engines.title,
             settings.host,
             port,
             *http_socket.getsockname()[:2],
@@ -130,6 +135,8 @@ async def _serve(
         log.info("draining %d requests in flight", admission.inflight)
         await grpc_server.drain(settings.drain_timeout_s)
         control_loop.cancel()
+        for watch in watches:
+            watch.cancel()
         http_server.stop()
         memory.close()
         if tracing is not None:
@@ -146,76 +153,6 @@ def _tracing(endpoint: str, settings: TraceSettings) -> Tracing | None:
             f"--trace-endpoint needs the extra 'tracing', pip install 'tidegate[tracing]': {error}"
         ) from None
     return Tracing(settings, endpoint)
-
-
-@dataclass(frozen=True)
-class _Backend:
-    """What runs the models, where they are listed, and which of them it has ready already."""
-
-    title: str
-    engine: Engine
-    catalogue: Catalogue
-    ready_names: Sequence[str] = ()
-
-
-@asynccontextmanager
-async def _backend(settings: Settings) -> AsyncIterator[_Backend]:
-    """Give what the settings name; it is closed at the end."""
-    if settings.triton:
-        async with _triton(settings.triton) as engine:
-            if settings.repository_given:
-                catalogue: Catalogue = FolderCatalogue(settings.repository, embedded=False)
-            else:
-                catalogue = engine
-            title = f"Triton at {settings.triton}"
-            yield _Backend(title, engine, catalogue, await _ready_in(engine))
-    elif settings.spawn_triton:
-        folder = FolderCatalogue(settings.repository, embedded=False)
-        async with _own_triton(settings) as address, _triton(address) as engine:
-            yield _Backend(f"{settings.repository} with Triton", engine, folder)
-    else:
-        embedded = EmbeddedEngine(
-            settings.intra_op_threads,
-            settings.cache_dir,
-            settings.cache_max_bytes,
-            settings.gpu_memory_limit_bytes,
-        )
-        try:
-            folder = FolderCatalogue(settings.repository, embedded=True)
-            yield _Backend(str(settings.repository), embedded, folder)
-        finally:
-            await embedded.close()
-
-
-@asynccontextmanager
-async def _triton(address: str) -> AsyncIterator[TritonEngine]:
-    engine = TritonEngine(address)
-    try:
-        yield engine
-    finally:
-        await engine.close()
-
-
-@asynccontextmanager
-async def _own_triton(settings: Settings) -> AsyncIterator[str]:
-    """Run a Triton server over the repository; give its address, which outlives its restarts."""
-    process = TritonProcess(tritonserver.find(settings.triton_env), settings.repository)
-    await process.start()
-    supervisor = asyncio.create_task(keep_running(process), name="supervisor")
-    try:
-        yield process.address
-    finally:
-        supervisor.cancel()
-        await asyncio.wait([supervisor])
-        await process.stop()
-
-
-async def _ready_in(triton: TritonEngine) -> list[str]:
-    try:
-        return await triton.ready_names()
-    except EngineUnavailable as error:
-        log.warning("%s", error)  # it may come later; where nothing works without it, that says so
-        return []
 
 
 def _spare_the_collector() -> None:

@@ -52,7 +52,7 @@ def serve(argv: list[str]) -> int:
     for name, field in Settings.model_fields.items():
         text = f"{field.description} (default: {field.default})"
         flag = f"--{name.replace('_', '-')}"
-        if field.annotation is bool:
+        if field.annotation in (bool, bool | None):
             parser.add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
             )

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from gateway.errors import StartError
+from gateway.placement import EngineKind
 
 ENV_PREFIX = "TIDEGATE_"
 
@@ -67,13 +68,46 @@ class Settings(BaseModel):
     )
     triton: str = Field(
         "",
-        pattern=r"^(.+:\d{1,5})?$",
-        description="HOST:PORT (gRPC) of a Triton server that runs the models. With --repository "
-        "they are described from there, else by what Triton says of its own",
+        pattern=r"^((dns:)?[^,]+:\d{1,5}(,(dns:)?[^,]+:\d{1,5})*)?$",
+        description="HOST:PORT (gRPC) of a Triton server that runs models, several with commas; "
+        "dns:HOST:PORT is one for each address that the name has, asked again and again. With "
+        "--repository models are described from there, else by what Triton says of its own",
     )
     spawn_triton: int = Field(
-        0, ge=0, le=1, description="1 starts a Triton server of the gateway's own over --repository"
+        0, ge=0, le=64, description="Triton servers of the gateway's own, over --repository"
     )
+    embedded: bool | None = Field(
+        None,
+        description="run models in this process, too (default: where there is no Triton); "
+        "those that it cannot serve go to Triton",
+    )
+    memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="what models may take in this process, by the size of their files; 0 sets no "
+        "bound",
+    )
+    triton_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="the same for each Triton server",
+    )
+    max_replicas: int = Field(
+        0, ge=0, description="copies of a model at most; 0: as many as there are engines"
+    )
+    target_concurrency: float = Field(
+        0.0,
+        ge=0,
+        description="requests in flight that one copy is meant for; with more there will be "
+        "another; 0: by the model's batch size and instances",
+    )
+    predictive_prewarm: bool = Field(
+        False, description="load models shortly before the time at which they are usually asked for"
+    )
+    traffic: Path | None = Field(
+        None, description="file of labels, weights and shadows of versions; read again on change"
+    )
+    watch: bool = Field(True, description="take up what changes in the repository by itself")
     triton_env: Path = Field(
         Path(".venv-triton"), description="the environment that `make triton` makes"
     )
@@ -110,10 +144,20 @@ class Settings(BaseModel):
         return value.expanduser() if value is not None else None
 
     @model_validator(mode="after")
-    def _one_engine(self) -> Settings:
-        if self.triton and self.spawn_triton:
-            raise ValueError("--triton and --spawn-triton exclude each other")
+    def _some_engine(self) -> Settings:
+        if self.embedded is False and not self.triton and not self.spawn_triton:
+            raise ValueError("--no-embedded needs --triton or --spawn-triton")
+        if "dns:" in self.triton and not self.repository_given:
+            raise ValueError("--triton dns:HOST:PORT needs --repository")
         return self
+
+    @property
+    def engine_kinds(self) -> frozenset[EngineKind]:
+        """The kinds of engine that there are."""
+        kinds = {EngineKind.TRITON} if self.triton or self.spawn_triton else set()
+        if self.embedded or (self.embedded is None and not kinds):
+            kinds.add(EngineKind.EMBEDDED)
+        return frozenset(kinds)
 
     @property
     def repository_given(self) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.ensemble import EnsembleStep
+from gateway.placement import NO_PLACEMENT, EngineKind, Placement
 from gateway.ragged import RaggedBatching
 from gateway.sequence import SequenceBatching, SequenceMark
 
@@ -303,7 +304,8 @@ class ModelSpec:
     `cached`: equal requests may be answered from the response cache. `own_inputs` and
     `own_outputs` are between the gateway and the model, and no client's: controls, states.
     `metric_tags` are labels of its metrics.
-    `labels` are the names of an output's classes, by the output's name.
+    `labels` are the names of an output's classes, by the output's name. `kind` is the kind of
+    engine that runs it; an ensemble's steps the gateway runs unless it is `forwarded`.
     """
 
     key: ModelKey
@@ -332,6 +334,8 @@ class ModelSpec:
     override: Override | None = None
     metric_tags: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+    kind: EngineKind = EngineKind.EMBEDDED
+    placement: Placement = NO_PLACEMENT
 
     @property
     def inside(self) -> ModelSpec:
@@ -345,29 +349,3 @@ class ModelSpec:
             own_inputs=(),
             own_outputs=(),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRow:
-    """What the registry knows of one model version at one moment: the food of `decide`.
-
-    `waiting` counts requests that wait until it is ready, `queued` those in its batch queue,
-    `running` batches in the engine: these may outlive the requests that they were cut for.
-    `last_used` and `retry_at` are absolute seconds of the event loop's clock. A `retired` version
-    has left the repository (or its version policy) and is to go once nobody uses it. `keep_s` is
-    for how long after its last use somebody may come back to what it holds: a sequence.
-    """
-
-    key: ModelKey
-    state: ModelState
-    waiting: int
-    queued: int
-    running: int
-    in_flight: int
-    last_used: float
-    resident_bytes: int
-    retry_at: float = 0.0
-    load_requested: bool = False
-    unload_requested: bool = False
-    retired: bool = False
-    keep_s: float = 0.0

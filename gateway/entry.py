@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gateway.batching.scheduler import Scheduler
-from gateway.core import LEGAL_MOVES, ModelKey, ModelRow, ModelSpec, ModelState
+from gateway.core import LEGAL_MOVES, ModelKey, ModelSpec, ModelState
 from gateway.metrics import Metrics
+from gateway.replicas import Replicas
+from gateway.rows import HALF_LIFE_S, ModelRow
 
 IN_MEMORY = frozenset({ModelState.LOADING, ModelState.READY, ModelState.UNLOADING})
+_COLD = frozenset({ModelState.UNKNOWN, ModelState.UNAVAILABLE})
 
 
 class Entry:
-    """One model version's row. `scheduler` is there exactly while the state is READY."""
+    """One model version's row. `scheduler` is there exactly while the state is READY.
 
-    def __init__(self, spec: ModelSpec, metrics: Metrics) -> None:
+    The state is that of the version as a whole: READY while a copy of it is. `poke` has the
+    control loop look at the table.
+    """
+
+    def __init__(self, spec: ModelSpec, metrics: Metrics, poke: Callable[[], None]) -> None:
         self.spec = spec  # what requests are held against: as the engine has it, once loaded
         self.reading = spec  # what the repository says
         self.stats = metrics.model(spec.key)
@@ -24,15 +31,25 @@ class Entry:
         self.state = ModelState.UNKNOWN
         self.reason = ""
         self.scheduler: Scheduler | None = None
+        self.replicas = Replicas(poke)
         self.waiting = 0
+        self.waiting_since = 0.0
         self.in_flight = 0
         self.last_used = 0.0
-        self.resident_bytes = 0
+        self.frequency = 0.0
+        self.frequency_at = 0.0
+        self.loaded_at = 0.0
+        self.pinned: int | None = None  # copies that somebody wants, in place of `min_replicas`
+        self.measured_bytes = 0  # what a copy of `reading` took when it was last loaded
         self.failures = 0
         self.retry_at = 0.0
+        self.put_off = False  # the last load failed for its engine's sake, not the model's
+        self.copy_retry_at = 0.0
+        self.held_by: set[str] = set()  # engines that had it ready before the gateway came
         self.load_requested = False
         self.unload_requested = False
         self.retired = False
+        self.succeeds = False  # a version that serves until this one is ready
         self.loaded: ModelSpec | None = None  # the reading that was made ready last
         # what an override has replaced, until that is loaded
         self.fallback: ModelSpec | None = None
@@ -49,22 +66,60 @@ class Entry:
         """The model's name and version."""
         return self.spec.key
 
+    @property
+    def resident_bytes(self) -> int:
+        """What all copies hold."""
+        return sum(replica.bytes for replica in self.replicas)
+
+    @property
+    def min_replicas(self) -> int:
+        """How many copies are wanted whether or not anybody asks."""
+        told = self.pinned if self.pinned is not None else self.spec.placement.min_replicas or 0
+        return max(told, int(self.succeeds))
+
+    @property
+    def dormant(self) -> bool:
+        """Whether there is nothing to decide about it: not in memory, and not wanted there."""
+        return (
+            self.state in _COLD
+            and not self.waiting
+            and not self.load_requested
+            and not self.retired
+            and not self.min_replicas
+            and not len(self.replicas)
+        )
+
     def row(self) -> ModelRow:
         """Return what `decide` needs to know, frozen."""
+        spec = self.spec
         return ModelRow(
-            key=self.key,
+            key=spec.key,
             state=self.state,
             waiting=self.waiting,
             queued=self.scheduler.queued if self.scheduler else 0,
             running=self.scheduler.running if self.scheduler else 0,
             in_flight=self.in_flight,
             last_used=self.last_used,
-            resident_bytes=self.resident_bytes,
+            replicas=self.replicas.rows(),
+            kind=None if spec.steps and not spec.forwarded else spec.kind,
+            placement=spec.placement,
+            min_replicas=self.min_replicas,
+            size_bytes=spec.placement.memory_bytes or self.measured_bytes or spec.file_bytes,
+            load_s=self.stats.last_load_s,
+            loaded_at=self.loaded_at,
+            waiting_since=self.waiting_since,
+            frequency=self.frequency,
+            frequency_at=self.frequency_at,
+            held_by=frozenset(self.held_by),
+            instances=spec.instances,
+            batch_size=spec.max_batch_size,
             retry_at=self.retry_at,
+            copy_retry_at=self.copy_retry_at,
             load_requested=self.load_requested,
             unload_requested=self.unload_requested,
             retired=self.retired,
-            keep_s=self.spec.sequence.max_idle_s if self.spec.sequence else 0.0,
+            sequential=spec.sequence is not None,
+            keep_s=spec.sequence.max_idle_s if spec.sequence else 0.0,
         )
 
     @property
@@ -77,12 +132,15 @@ class Entry:
         """Whether a load failed so recently that demand must not repeat it yet."""
         return (
             self.state is ModelState.UNAVAILABLE
+            and not self.put_off
             and asyncio.get_running_loop().time() < self.retry_at
         )
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
         """Count one in who waits until the version is ready; until then it is not put to sleep."""
+        if not self.waiting:
+            self.waiting_since = asyncio.get_running_loop().time()
         self.waiting += 1
         try:
             yield
@@ -139,6 +197,7 @@ class Entry:
         overrides = spec.override is not None and spec is not self.fallback
         self.fallback = self.reading if overrides else None
         self.spec = self.reading = spec
+        self.measured_bytes = 0
         self.stats.tags = spec.metric_tags
 
     def move(self, state: ModelState, reason: str = "") -> None:
@@ -185,6 +244,9 @@ class Lease:
     def __exit__(self, *_exc: object) -> None:
         entry = self._entry
         entry.in_flight -= 1
-        entry.last_used = self._loop.time()
+        entry.last_used = now = self._loop.time()
+        # what is asked for often, of late above all, is worth keeping (`policy`)
+        faded = 0.5 ** ((now - entry.frequency_at) / HALF_LIFE_S)
+        entry.frequency, entry.frequency_at = entry.frequency * faded + 1.0, now
         if entry.in_flight == 0:
             entry._drained.set()

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest
 
-from gateway.core import ModelKey, ModelRow, ModelState
+from gateway.core import ModelKey, ModelState
 from gateway.metrics import FailureReason, Histogram, Metrics, ModelStats
+from gateway.rows import EngineRow, ModelRow
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -161,14 +163,21 @@ def _lines(metrics: Metrics) -> Iterator[str]:
     for labels, stats in models.values():
         for reason in FailureReason:
             yield f'{name}{{{labels},reason="{reason}"}} {stats.failures[reason]}'
+    name = "tidegate_model_unloads_by_cause_total"
+    yield from _head(name, "counter", "Copies that left memory, by why")
+    for labels, stats in models.values():
+        for cause, count in stats.unload_causes.items():
+            yield f'{name}{{{labels},cause="{cause}"}} {count}'
+    rows = metrics.rows()
+    yield from _engines(metrics.engines(), rows)
     name = "tidegate_requests_overloaded_total"
     yield from _head(name, "counter", "Requests refused at the door, by the model that was full")
     for model in {"": 0, **metrics.overloaded}:
         yield f'{name}{{model="{_escaped(model)}"}} {metrics.overloaded[model]}'
-    rows = [(row, *models[row.key]) for row in metrics.rows()]
+    shown = [(row, *models[row.key]) for row in rows]
     for name, text, look in _GAUGES:
         yield from _head(name, "gauge", text)
-        for row, labels, stats in rows:
+        for row, labels, stats in shown:
             yield f"{name}{{{labels}}} {look(row, stats)}"
     used = [(labels, stats) for labels, stats in models.values() if stats.success or stats.batches]
     for name, text, pick, scale in _HISTOGRAMS:
@@ -181,6 +190,38 @@ def _lines(metrics: Metrics) -> Iterator[str]:
     yield from _head(name, "histogram", "Batch elements in an executed batch")
     for labels, stats in used:
         yield from _histogram(name, labels, _batch_buckets(stats), stats.inferences)
+
+
+def _engines(engines: Sequence[EngineRow], rows: Sequence[ModelRow]) -> Iterator[str]:
+    """Yield what each engine holds."""
+    held: Counter[str] = Counter()
+    copies: Counter[str] = Counter()
+    for row in rows:
+        for replica in row.replicas:
+            held[replica.engine] += replica.bytes
+            copies[replica.engine] += replica.state is ModelState.READY
+    gauges: tuple[tuple[str, str, Callable[[EngineRow], int]], ...] = (
+        ("tidegate_engine_up", "1 while the engine answers", lambda engine: int(engine.up)),
+        (
+            "tidegate_engine_bytes",
+            "Memory of the models in the engine, loads under way included",
+            lambda engine: held[engine.name],
+        ),
+        (
+            "tidegate_engine_budget_bytes",
+            "Memory that models may take in the engine; 0 is no bound",
+            lambda engine: engine.budget_bytes,
+        ),
+        (
+            "tidegate_engine_models",
+            "Model versions that are ready in the engine",
+            lambda engine: copies[engine.name],
+        ),
+    )
+    for name, text, look in gauges:
+        yield from _head(name, "gauge", text)
+        for engine in engines:
+            yield f'{name}{{engine="{_escaped(engine.name)}"}} {look(engine)}'
 
 
 def _head(name: str, kind: str, text: str) -> tuple[str, str]:

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gateway import errors
-from gateway.core import ModelKey, ModelRow
+from gateway.core import ModelKey
+from gateway.placement import Cause
+from gateway.rows import EngineRow, ModelRow
 
 LATENCY_BOUNDS_S = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -115,6 +117,7 @@ class ModelStats:
     loads: int = 0
     load_failures: int = 0
     unloads: int = 0
+    unload_causes: Counter[Cause] = field(default_factory=Counter)
     load_s: float = 0.0
     last_load_s: float = 0.0
     cache_hits: int = 0
@@ -221,6 +224,7 @@ class Metrics:
         self.models: dict[ModelKey, ModelStats] = {}
         self.overloaded: Counter[str] = Counter()
         self.rows: Callable[[], Sequence[ModelRow]] = tuple
+        self.engines: Callable[[], Sequence[EngineRow]] = tuple
 
     def model(self, key: ModelKey) -> ModelStats:
         """Return the figures of one model version, to be written to."""

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 
-from gateway.core import ModelKey, ModelRow, ModelSpec, ModelState
+from gateway.core import ModelKey, ModelSpec, ModelState
 from gateway.entry import IN_MEMORY, Entry
 from gateway.errors import InvalidRequest, ModelNotFound, ModelUnavailable, RepositoryError
 from gateway.metrics import Metrics
 from gateway.repository import ensemble_config
 from gateway.repository.reader import ModelListing
+from gateway.rows import ModelRow
 
 
 class Registry:
@@ -28,12 +29,18 @@ class Registry:
         self._ensembles: defaultdict[str, set[str]] = defaultdict(set)  # of each member
         # what requests without a version go to, as found before; cleared with every change
         self._latest: dict[str, Entry] = {}
+        # versions that have left, and serve until their successors are ready
+        self._standing_in: dict[str, Entry] = {}
         self._demand = asyncio.Event()
         metrics.watch(self.rows)
 
     def rows(self) -> tuple[ModelRow, ...]:
         """Return a snapshot of every entry."""
         return tuple(entry.row() for entry in self.entries())
+
+    def awake(self) -> tuple[ModelRow, ...]:
+        """Return a snapshot of the entries that are in memory, or wanted there."""
+        return tuple(entry.row() for entry in self.entries() if not entry.dormant)
 
     def entries(self) -> Iterator[Entry]:
         """Yield every entry, by name and version."""
@@ -64,6 +71,9 @@ class Registry:
         if not serving:
             raise ModelNotFound(f"Request for unknown model: '{name}' is not found")
         if not version:
+            stand_in = self._standing_in.get(name)
+            if stand_in is not None and stand_in.state is ModelState.READY:
+                return stand_in
             latest = self._latest[name] = max(serving, key=lambda entry: entry.key.version)
             return latest
         if number not in versions or versions[number].retired:
@@ -145,8 +155,9 @@ class Registry:
     def update(self, listing: ModelListing) -> None:
         """Take a model as it now is on disk. Versions that are gone retire.
 
-        Files that became faulty do not disturb versions that are loaded. Ensembles that it is a
-        member of are made ready anew.
+        One that is ready does so only once its successor is, and serves until then. Files that
+        became faulty do not disturb versions that are loaded. Ensembles that it is a member of are
+        made ready anew.
         """
         self._latest.pop(listing.name, None)
         versions = self._models.setdefault(listing.name, {})
@@ -161,9 +172,11 @@ class Registry:
             if version in versions:
                 versions[version].reread(spec)
             else:
-                versions[version] = Entry(spec, self._metrics)
-        for version, entry in versions.items():
-            if version not in present:
+                versions[version] = Entry(spec, self._metrics, self.poke)
+        leaving = [entry for version, entry in versions.items() if version not in present]
+        self._stand_in(listing.name, versions[max(present)], leaving)
+        for entry in leaving:
+            if entry is not self._standing_in.get(listing.name):
                 self._retire(entry)
         for spec in listing.versions:
             for step in spec.steps:
@@ -172,6 +185,32 @@ class Registry:
         if _serving(versions) != before:
             self._renew_ensembles(listing.name)
         self.poke()
+
+    def _stand_in(self, name: str, successor: Entry, leaving: Sequence[Entry]) -> None:
+        """Have the newest of the versions that leave serve until its successor is ready."""
+        self._standing_in.pop(name, None)
+        for entry in self._models[name].values():
+            entry.succeeds = False
+        ready = [each for each in leaving if each.state is ModelState.READY and not each.retired]
+        if ready and successor.state is not ModelState.READY and not successor.newest.steps:
+            self._standing_in[name] = max(ready, key=lambda entry: entry.key.version)
+            successor.succeeds = True
+
+    def settle(self, name: str) -> None:
+        """Retire a version that stood in for another, once that is ready or it is not itself."""
+        stand_in = self._standing_in.get(name)
+        if stand_in is None:
+            return
+        successors = [entry for entry in self._models[name].values() if entry.succeeds]
+        ready = [entry for entry in successors if entry.state is ModelState.READY]
+        if ready or stand_in.state is not ModelState.READY:
+            del self._standing_in[name]
+            self._latest.pop(name, None)
+            for entry in successors:
+                entry.succeeds = False
+            self._retire(stand_in)
+            self._renew_ensembles(name)
+            self.poke()
 
     def _renew_ensembles(self, member: str, path: tuple[str, ...] = ()) -> None:
         """Have the ensembles of a member, and theirs, made ready anew: it is another now."""
@@ -195,6 +234,7 @@ class Registry:
         """Retire every version of a model whose folder has gone."""
         self._latest.pop(name, None)
         self._errors.pop(name, None)
+        self._standing_in.pop(name, None)
         for entry in self._models.get(name, {}).values():
             self._retire(entry)
         self._forget_empty(name)

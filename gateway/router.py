@@ -11,7 +11,7 @@ from contextlib import aclosing
 from gateway import signature
 from gateway.core import InferRequest, InferResponse, ModelState
 from gateway.entry import Entry
-from gateway.errors import DeadlineExceeded, ModelLost, TidegateError
+from gateway.errors import DeadlineExceeded, ModelLost, ModelNotFound, TidegateError
 from gateway.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -37,13 +37,13 @@ class Router:
             signature.check(request, entry.spec)
             # none may overtake another of its sequence that is about to hear that it is ready
             if entry.state is not READY or (entry.waiting and entry.in_order):
-                await self._until_ready(entry, request)
+                entry = await self._until_ready(entry, request)
             try:
                 # no await between here and the lease: the state cannot change meanwhile
                 with entry.lease as scheduler:
                     response = await scheduler.infer(request)
             except ModelLost:
-                await self._reloaded(entry, request)
+                entry = await self._reloaded(entry, request)
                 with entry.lease as scheduler:
                     response = await scheduler.infer(request)
         except (TidegateError, asyncio.CancelledError) as error:
@@ -67,7 +67,7 @@ class Router:
         try:
             signature.check(request, entry.spec)
             if entry.state is not READY:
-                await self._until_ready(entry, request)
+                entry = await self._until_ready(entry, request)
             while True:
                 try:
                     with entry.lease as scheduler:
@@ -82,27 +82,38 @@ class Router:
                     if answered or asked_again:
                         raise
                     asked_again = True
-                    await self._reloaded(entry, request)
+                    entry = await self._reloaded(entry, request)
         except (TidegateError, asyncio.CancelledError, GeneratorExit) as error:
             _count(entry, request, started, error)
             raise
         _count(entry, request, started)
 
-    async def _reloaded(self, entry: Entry, request: InferRequest) -> None:
-        """Have a model that the engine's server has forgotten loaded anew."""
-        # the lease has only just ended: READY is still the loss that the answer was about
-        if entry.state is READY:
-            log.warning(
-                "%s is not in Triton any more (it has restarted, or unloaded it): loading",
-                entry.key,
-            )
-            entry.unload_requested = True
-            self._registry.poke()
+    async def _reloaded(self, entry: Entry, request: InferRequest) -> Entry:
+        """Return the entry once a model that its engine has lost is loaded anew."""
+        # the control loop has been told; until it has looked, the state is as before
+        if entry.state is READY and not entry.replicas.serving:
             await entry.next_move()
-        await self._until_ready(entry, request)
+        return await self._until_ready(entry, request)
 
-    async def _until_ready(self, entry: Entry, request: InferRequest) -> None:
-        """Return once the entry serves the request; nothing may be awaited before its lease."""
+    async def _until_ready(self, entry: Entry, request: InferRequest) -> Entry:
+        """Return the entry that serves the request; nothing may be awaited before its lease.
+
+        That is another where the version has left the repository meanwhile and none was asked for.
+        """
+        while True:
+            try:
+                await self._ready(entry, request)
+            except ModelNotFound:
+                successor = self._registry.find(request.model, request.version)
+                if successor is entry:
+                    raise
+                signature.check(request, successor.spec)
+                entry = successor
+            if entry.state is READY:
+                return entry
+
+    async def _ready(self, entry: Entry, request: InferRequest) -> None:
+        """Return once the entry is ready."""
         spec = entry.spec
         loop = asyncio.get_running_loop()
         started = loop.time()

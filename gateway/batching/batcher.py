@@ -28,6 +28,7 @@ from gateway.errors import (
     TidegateError,
 )
 from gateway.metrics import ModelStats
+from gateway.placement import EngineKind
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +106,11 @@ class Batcher:
         self._bucket_of = ragged.bucket_of if is_ragged else tensors.bucket_of
         self._stack = partial(ragged.stack, spec=spec) if is_ragged else tensors.stack
         self._split = ragged.split if is_ragged else tensors.split
-        # one instance alone answers in order anyway
-        ordered = self._policy.preserve_ordering and spec.instances > 1
+        # one instance of one copy alone answers in order anyway
+        several = spec.instances > 1 or spec.kind is EngineKind.TRITON
+        ordered = self._policy.preserve_ordering and several
         self._line: deque[_Pending] | None = deque() if ordered else None
-        self._free = spec.instances
+        self._slots = self._free = spec.instances  # below 0 where copies have left that still run
         self._batch_done = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._pump_due = False
@@ -127,7 +129,7 @@ class Batcher:
     @property
     def running(self) -> int:
         """Batches in the engine. One may outlive every request that it was cut for."""
-        return self._spec.instances - self._free
+        return self._slots - self._free
 
     @property
     def queued(self) -> int:
@@ -154,6 +156,14 @@ class Batcher:
     async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
         """Yield the one answer."""
         yield await self.infer(request)
+
+    def resize(self, copies: int) -> None:
+        """Have `copies` times the model's instances to run in, from now on."""
+        slots = self._spec.instances * copies
+        self._free += slots - self._slots
+        self._slots = slots
+        if self._free > 0 and len(self._queue) and not self._pump_due:
+            self._pump_soon()
 
     async def drained(self) -> None:
         """Return when nothing waits and nothing runs."""
@@ -197,7 +207,7 @@ class Batcher:
         if len(self._queue) == 1:
             self._gathering_since = now
         self._quiet_turns = 0
-        if not self._free:  # the batch that ends next looks at the queue; until then only time can
+        if self._free <= 0:  # the batch that ends next looks at the queue; until then only time can
             self._arm(min(deadline, now + item.timeout_s if item.timeout_s else math.inf))
         elif not self._pump_due:
             self._pump_soon()
@@ -233,7 +243,7 @@ class Batcher:
         policy = self._policy
         growing = policy.dynamic and len(self._queue) < policy.max_batch_size
         quiet = self._quiet_turns >= QUIET_TURNS or self._loop.time() >= self._gather_until
-        if growing and self._free and not quiet:
+        if growing and self._free > 0 and not quiet:
             self._loop.call_soon(self._pump_when_quiet)
         else:
             self._pump_due = False
@@ -258,7 +268,7 @@ class Batcher:
         for item in self._deadlines.pop_due(now):
             queue.discard(item)
             item.settle(DeadlineExceeded("the request's deadline has passed"))
-        while self._free and len(queue):
+        while self._free > 0 and len(queue):
             self._refuse(now, finish)
             batch = queue.cut(now, finish)
             if not batch:
@@ -266,7 +276,7 @@ class Batcher:
             self._free -= 1
             self._gathering_since = now
             self._tasks.create_task(self._run(batch), name=f"batch {self._spec.key}")
-        due = queue.ready_at(now, finish) if self._free and len(queue) else queue.next_expiry()
+        due = queue.ready_at(now, finish) if self._free > 0 and len(queue) else queue.next_expiry()
         self._arm(min(due, self._deadlines.next()))
 
     def _refuse(self, now: float, finish: Callable[[int], float]) -> None:

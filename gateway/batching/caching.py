@@ -77,6 +77,10 @@ class CachingScheduler:
         """Yield the one answer."""
         yield await self.infer(request)
 
+    def resize(self, copies: int) -> None:
+        """Tell the scheduler."""
+        self._inner.resize(copies)
+
     async def drained(self) -> None:
         """Return when nothing waits and nothing runs."""
         await self._inner.drained()

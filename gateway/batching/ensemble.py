@@ -73,6 +73,9 @@ class EnsembleScheduler:
         """Yield the one answer."""
         yield await self.infer(request)
 
+    def resize(self, copies: int) -> None:
+        """Do nothing: the members are what there may be several of."""
+
     async def drained(self) -> None:
         """Return when no request is on its way."""
         while not self.idle:

@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from gateway.batching import tensors
 from gateway.batching.accounts import count_run
 from gateway.core import InferRequest, InferResponse, ModelSpec
-from gateway.engine.base import Engine
+from gateway.engine.base import ModelEngine
 from gateway.errors import DeadlineExceeded, NotSupported
 from gateway.metrics import ModelStats
 
@@ -21,7 +21,7 @@ class Forwarder:
     the engine must not see them in another order.
     """
 
-    def __init__(self, spec: ModelSpec, engine: Engine, stats: ModelStats) -> None:
+    def __init__(self, spec: ModelSpec, engine: ModelEngine, stats: ModelStats) -> None:
         self._spec = spec
         self._engine = engine
         self._stats = stats
@@ -82,6 +82,9 @@ class Forwarder:
         count_run(
             self._stats, self._spec, [request], waits_s, rows, started, started, finished, finished
         )
+
+    def resize(self, copies: int) -> None:
+        """Do nothing: the engines themselves say how much they run at once."""
 
     async def drained(self) -> None:
         """Return when nothing waits and nothing runs."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from gateway.core import InferRequest, InferResponse, ModelSpec
+from gateway.engine.base import ModelEngine
 from gateway.metrics import ModelStats
 
 
@@ -36,6 +37,10 @@ class Scheduler(Protocol):
         """Yield the answers of a decoupled model; asked of no other."""
         ...
 
+    def resize(self, copies: int) -> None:
+        """Have so many copies of the model to run in, from now on."""
+        ...
+
     async def drained(self) -> None:
         """Return when nothing waits and nothing runs."""
         ...
@@ -45,5 +50,5 @@ class Scheduler(Protocol):
         ...
 
 
-Schedule = Callable[[ModelSpec, ModelStats, asyncio.TaskGroup], Scheduler]
+Schedule = Callable[[ModelSpec, ModelStats, ModelEngine, asyncio.TaskGroup], Scheduler]
 """Makes the scheduler of a version that has just become ready; tasks are its batches' parent."""

@@ -11,18 +11,18 @@ from gateway.batching.forwarder import Forwarder
 from gateway.batching.scheduler import Scheduler
 from gateway.batching.sequence_batcher import SequenceBatcher
 from gateway.core import ModelSpec, Stage
-from gateway.engine.base import Engine
+from gateway.engine.base import ModelEngine
 from gateway.metrics import ModelStats
 from gateway.response_cache import ResponseCache
 
 
 def make_scheduler(
-    engine: Engine,
     members: Stage,
     engine_timeout_s: float,
     cache: ResponseCache,
     spec: ModelSpec,
     stats: ModelStats,
+    engine: ModelEngine,
     tasks: asyncio.TaskGroup,
 ) -> Scheduler:
     """Return the scheduler of a version that is ready.
@@ -36,7 +36,7 @@ def make_scheduler(
 
 
 def _scheduler(
-    engine: Engine,
+    engine: ModelEngine,
     members: Stage,
     engine_timeout_s: float,
     spec: ModelSpec,

@@ -97,6 +97,10 @@ class SequenceBatcher:
         """Yield the one answer."""
         yield await self.infer(request)
 
+    def resize(self, copies: int) -> None:
+        """Tell the batcher. More sequences at once there are not: their number is the model's."""
+        self._batcher.resize(copies)
+
     async def drained(self) -> None:
         """Return when nothing waits and nothing runs."""
         while not self.idle:

@@ -42,7 +42,22 @@ class BatchEngine(Protocol):
         ...
 
 
-class Engine(BatchEngine, Protocol):
+class ModelEngine(BatchEngine, Protocol):
+    """Runs ready versions: all that their schedulers ask for."""
+
+    async def forward(self, key: ModelKey, request: InferRequest) -> InferResponse:
+        """Return the answer to one request that the engine schedules itself.
+
+        For versions that `load` returned as `forwarded`. Raises and is cancelled like `infer`.
+        """
+        ...
+
+    def stream(self, key: ModelKey, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """Yield the answers of a decoupled model as they come; otherwise like `forward`."""
+        ...
+
+
+class Engine(ModelEngine, Protocol):
     """Anything that can load, unload and infer, and say how much memory a model takes.
 
     All methods run on the event loop and return without blocking it. Every error they raise for a
@@ -59,17 +74,6 @@ class Engine(BatchEngine, Protocol):
 
     async def unload(self, key: ModelKey) -> None:
         """Give back what `load` took. Does nothing for a version that is not loaded."""
-        ...
-
-    async def forward(self, key: ModelKey, request: InferRequest) -> InferResponse:
-        """Return the answer to one request that the engine schedules itself.
-
-        For versions that `load` returned as `forwarded`. Raises and is cancelled like `infer`.
-        """
-        ...
-
-    def stream(self, key: ModelKey, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
-        """Yield the answers of a decoupled model as they come; otherwise like `forward`."""
         ...
 
     async def close(self) -> None:

@@ -104,7 +104,8 @@ class EmbeddedEngine:
         )
         self._models: dict[ModelKey, OpenModel] = {}
         self._runs = ThreadPoolExecutor(max(4, cores), thread_name_prefix="infer")
-        self._loads = ThreadPoolExecutor(max(1, cores // 2), thread_name_prefix="load")
+        self.loads_at_once = max(1, cores // 2)
+        self._loads = ThreadPoolExecutor(self.loads_at_once, thread_name_prefix="load")
         self._store_after_s = store_after_s
         self._stores = ThreadPoolExecutor(1, thread_name_prefix="store", initializer=_yield_to_all)
         self._storing: set[asyncio.Task[None]] = set()

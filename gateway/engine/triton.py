@@ -44,6 +44,7 @@ from gateway.repository.reader import ModelListing
 
 log = logging.getLogger(__name__)
 
+PROBE_TIMEOUT_S = 2.0
 CONTROL_TIMEOUT_S = 10.0  # questions and unloads; a load takes as long as it takes
 
 _CHANNEL_OPTIONS = (
@@ -180,6 +181,26 @@ class TritonEngine:
             call.cancel()
         if failure is not None:
             raise failure
+
+    async def connected(self) -> None:
+        """Return once the server takes calls. Raises `EngineUnavailable` where it does not."""
+        try:
+            async with asyncio.timeout(CONTROL_TIMEOUT_S):
+                await self._channel.channel_ready()
+        except TimeoutError:
+            raise self._down("no connection") from None
+
+    async def answers(self) -> bool:
+        """Return whether the server is ready, as it says itself, and soon."""
+        try:
+            ready = await self._stub.ServerReady(pb.ServerReadyRequest(), timeout=PROBE_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(ready.ready)
+
+    def forget(self) -> None:
+        """Take it that the server has nothing loaded: it has ended."""
+        self._models.clear()
 
     async def close(self) -> None:
         """Close the connection."""

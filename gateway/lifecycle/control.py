@@ -73,16 +73,39 @@ class RepositoryControl:
             if listing.error:
                 log.error("model %s cannot be served: %s", name, listing.error)
 
-    def adopt(self, names: Iterable[str]) -> None:
-        """Take over models that the engine has ready already: they sleep when nobody uses them."""
-        for name in names:
-            if not self._registry.knows(name):
-                log.info("%s is ready in the server, but not in the repository: left alone", name)
-                continue
-            for entry in self._registry.entries():
-                if entry.key.name == name:
-                    entry.load_requested = True
+    def adopt(self, held: Mapping[str, Iterable[str]]) -> None:
+        """Take over models that engines have ready already: they sleep when nobody uses them."""
+        for engine, names in held.items():
+            for name in names:
+                if not self._registry.knows(name):
+                    log.info(
+                        "%s is ready in %s, but not in the repository: left alone", name, engine
+                    )
+                    continue
+                for entry in self._registry.entries():
+                    if entry.key.name == name:
+                        entry.load_requested = True
+                        entry.held_by.add(engine)
         self._registry.poke()
+
+    async def refresh(self, names: Iterable[str]) -> None:
+        """Take in what has changed in these models' folders: new, other or deleted versions.
+
+        What was loaded with an override stays as it is.
+        """
+        for name in names:
+            async with self._turns.setdefault(name, asyncio.Lock()):
+                if name in self._overrides:
+                    continue
+                if not await self._catalogue.has(name):
+                    if self._registry.knows(name):
+                        log.info("%s has left the repository", name)
+                        self._registry.remove(name)
+                    continue
+                listing = await self._catalogue.read(name)
+                self._registry.update(listing)
+                if listing.error:
+                    log.error("model %s as it is now cannot be served: %s", name, listing.error)
 
     async def load(self, name: str, config: str | None = None, files: Files = NO_FILES) -> None:
         """Read a model anew and return once its versions are ready; reload what has changed.

@@ -1,27 +1,45 @@
-"""Which models to load and unload: a function of the table and `now`. Pure."""
+"""Which models to load and unload, and where: a function of the table and `now`. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
-from gateway.core import ModelKey, ModelRow, ModelState
+from gateway.core import ModelKey, ModelState
+from gateway.lifecycle.eviction import grown_at
+from gateway.lifecycle.space import Space, spaces
+from gateway.placement import Cause
+from gateway.rows import ModelRow, ReplicaRow, Snapshot
 
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 120.0
+# A model that has waited for space so long takes it from others that are in use, or new.
+STARVING_S = 2.0
+NOWHERE = ""  # where an ensemble is "loaded": the gateway runs it itself
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Make this version ready."""
+    """Make a copy of this version ready in this engine."""
 
     key: ModelKey
+    engine: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Let its requests finish, then free this version. `reason` is what the index will say."""
+    """Let a copy's requests finish, then free it. `reason` is what the index will say."""
+
+    key: ModelKey
+    engine: str
+    reason: str
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Tell whoever wants this version that it cannot be loaded now, and why."""
 
     key: ModelKey
     reason: str
@@ -34,7 +52,16 @@ class Drop:
     key: ModelKey
 
 
-Action = Load | Unload | Drop
+Action = Load | Unload | Refuse | Drop
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What holds for a model whose configuration says nothing; see `Placement`."""
+
+    idle_timeout_s: float = 300.0
+    max_replicas: int = 0  # 0: as many as there are engines
+    target_concurrency: float = 0.0  # 0: by the model's batch size and instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,49 +72,221 @@ class Decision:
     wake_at: float
 
 
-def decide(rows: Sequence[ModelRow], now: float, idle_timeout_s: float) -> Decision:
+class _Urgency(IntEnum):
+    """Whose need for space comes first."""
+
+    WAITED_FOR = 0
+    PINNED = 1
+    FOR_LOAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """One more copy that is wanted. Who waits longest comes first."""
+
+    urgency: _Urgency
+    since: float
+    row: ModelRow
+
+    @property
+    def order(self) -> tuple[int, float, ModelKey]:
+        return self.urgency, self.since, self.row.key
+
+
+def decide(snapshot: Snapshot, now: float, defaults: Defaults) -> Decision:
     """Return the actions that the table calls for at `now`.
 
-    A cold version loads when requests wait for it (once its back-off has passed) or when it was
-    asked for by name. A ready one sleeps when asked to, when it has left the repository, or after
-    `idle_timeout_s` without use. Elapsed time alone counts: how often this is called does not.
+    A cold version loads when requests wait for it (once its back-off has passed), when it was asked
+    for by name, or when copies of it are wanted always (`min_replicas`). It goes where most space
+    is free; where none is, copies that are worth less make way, and what they leave is kept for it.
+    A ready version sleeps when asked to, when it has left the repository, or after its idle time
+    without use. What an engine that does not answer had is taken to be lost.
+
+    Elapsed time alone counts: how often this is called does not.
     """
-    actions: list[Action] = []
-    wake_at = math.inf
-    for row in rows:
+    table = _Table(snapshot, now, defaults)
+    for row in snapshot.models:
         if row.state in (ModelState.UNKNOWN, ModelState.UNAVAILABLE):
-            action, due = _cold(row, now)
+            table.cold(row)
         elif row.state is ModelState.READY:
-            action, due = _ready(row, now, idle_timeout_s)
+            table.ready(row)
+        # a load or unload under way reports its own end
+    for space in table.spaces.values():
+        table.shrink(space)
+    for need in sorted(table.needs, key=lambda need: need.order):
+        table.place(need)
+    return Decision(tuple(table.actions), table.wake_at)
+
+
+class _Table:
+    """One decision in the making."""
+
+    def __init__(self, snapshot: Snapshot, now: float, defaults: Defaults) -> None:
+        self.now = now
+        self.defaults = defaults
+        self.spaces = spaces(snapshot)
+        self.actions: list[Action] = []
+        self.needs: list[_Need] = []
+        self.wake_at = math.inf
+
+    def cold(self, row: ModelRow) -> None:
+        """Look at a version that is not in memory."""
+        if row.retired and not row.waiting:
+            self.actions.append(Drop(row.key))
+            return
+        wanted = row.load_requested or row.waiting or (row.min_replicas and not row.retired)
+        if not wanted:
+            return
+        if not row.load_requested and self.now < row.retry_at:
+            self._look_again(row.retry_at)
+        elif row.kind is None:
+            self.actions.append(Load(row.key, NOWHERE))
         else:
-            continue  # a load or unload under way reports its own end
-        if action is not None:
-            actions.append(action)
-        wake_at = min(wake_at, due)
-    return Decision(tuple(actions), wake_at)
+            asked = row.load_requested or row.waiting
+            urgency = _Urgency.WAITED_FOR if asked else _Urgency.PINNED
+            self.needs.append(_Need(urgency, row.waiting_since if row.waiting else 0.0, row))
+
+    def ready(self, row: ModelRow) -> None:
+        """Look at a version that serves."""
+        copies = []
+        for replica in row.replicas:
+            if replica.state is not ModelState.READY:
+                continue
+            space = self.spaces.get(replica.engine)
+            if replica.lost or (space is not None and not space.engine.up):
+                self._unload(row, replica, "its engine has it no more", Cause.LOST)
+            elif space is not None and space.engine.leaving:
+                self._unload(row, replica, "its engine leaves", Cause.MOVED)
+            else:
+                copies.append(replica)
+        if row.retired:
+            self._unload_all(row, copies, "left the repository", Cause.RETIRED)
+        elif row.unload_requested:
+            self._unload_all(row, copies, "unloaded", Cause.ASKED)
+        elif not row.min_replicas and self._idle(row):
+            self._unload_all(row, copies, "idle", Cause.IDLE)
+        elif copies and row.kind is not None:
+            self._copies(row, copies)
+
+    def shrink(self, space: Space) -> None:
+        """Have an engine that turned out to hold more than its budget hold less."""
+        over = -(space.free + space.freeing)
+        if over > 0:
+            for lodger in space.victims(over, self.now, starving=True) or ():
+                self._unload(*lodger, "its engine holds too much", Cause.OVERSIZED)
+
+    def place(self, need: _Need) -> None:
+        """Load a copy that is wanted, or make room for it."""
+        row, size = need.row, need.row.size_bytes
+        held = {replica.engine for replica in row.replicas}
+        fit = [space for space in self.spaces.values() if space.engine.kind is row.kind]
+        usable = [space for space in fit if space.usable and space.engine.name not in held]
+        wide = [space for space in usable if size <= space.budget - space.pinned]
+        if need.urgency is _Urgency.WAITED_FOR and not wide:
+            self._hold_or_refuse(row, fit, usable)
+        if not wide:
+            return
+        ready = [space for space in wide if size <= space.free]
+        if ready:
+            best = min(ready, key=lambda space: _preference(space, row))
+            if best.may_load:
+                best.take(size)
+                self.actions.append(Load(row.key, best.engine.name))
+            return
+        self._make_room(need, wide)
+
+    def _make_room(self, need: _Need, wide: list[Space]) -> None:
+        size = need.row.size_bytes
+        starving = need.urgency is _Urgency.WAITED_FOR and self.now >= need.since + STARVING_S
+        for space in wide:
+            if size <= space.free + space.freeing:
+                space.claim(size)  # room is being made already
+                return
+        if need.urgency is _Urgency.FOR_LOAD:
+            return  # a further copy is worth less than what is there
+        choices = []
+        for space in wide:
+            leave = space.victims(size - space.free - space.freeing, self.now, starving)
+            if leave is not None:
+                choices.append((len(leave), space.engine.name, space, leave))
+        if choices:
+            *_, space, leave = min(choices, key=lambda choice: choice[:2])
+            for lodger in leave:
+                self._unload(*lodger, f"evicted for {need.row.key}", Cause.EVICTED)
+        else:
+            space = max(wide, key=lambda space: space.free + space.freeing)
+            self._look_again_for(need, space)
+        space.claim(size)
+
+    def _look_again_for(self, need: _Need, space: Space) -> None:
+        """Come back when somebody may make way who may not now."""
+        if need.urgency is _Urgency.WAITED_FOR and self.now < need.since + STARVING_S:
+            self._look_again(need.since + STARVING_S)
+        for lodger in space.lodgers:
+            if (grown := grown_at(lodger.row)) > self.now:
+                self._look_again(grown)
+
+    def _hold_or_refuse(self, row: ModelRow, fit: list[Space], usable: list[Space]) -> None:
+        """Refuse a version that fits nowhere; wait for an engine that may come back."""
+        if usable or row.replicas:
+            widest = max((space.budget - space.pinned for space in usable), default=0)
+            reason = (
+                f"it takes {row.size_bytes} bytes, and no engine's memory budget has more than "
+                f"{widest:.0f} beside pinned models"
+            )
+            self.actions.append(Refuse(row.key, reason))
+        elif row.load_requested or not any(space.engine.seen for space in fit):
+            reasons = [space.engine.reason for space in fit if space.engine.reason]
+            reason = reasons[0] if reasons else f"there is no {row.kind} engine to load it"
+            self.actions.append(Refuse(row.key, reason))
+
+    def _copies(self, row: ModelRow, copies: list[ReplicaRow]) -> None:
+        """Have as many copies as are wanted, and one in each engine that had it ready before."""
+        loading = sum(replica.state is ModelState.LOADING for replica in row.replicas)
+        most = row.placement.max_replicas or self.defaults.max_replicas or len(self.spaces)
+        wanted = max(row.min_replicas, min(row.desired, most))
+        if len(copies) + loading < wanted and self.now < row.copy_retry_at:
+            self._look_again(row.copy_retry_at)
+        elif len(copies) + loading < wanted:
+            pinned = len(copies) + loading < row.min_replicas
+            urgency = _Urgency.PINNED if pinned else _Urgency.FOR_LOAD
+            self.needs.append(_Need(urgency, row.loaded_at, row))
+        elif row.desired and len(copies) > wanted and not loading:
+            for replica in sorted(copies, key=lambda copy: (copy.running, copy.engine))[
+                : len(copies) - max(1, wanted)
+            ]:
+                self._unload(row, replica, "fewer copies will do", Cause.SURPLUS)
+
+    def _idle(self, row: ModelRow) -> bool:
+        idle_s = row.placement.idle_timeout_s
+        wait_s = max(self.defaults.idle_timeout_s if idle_s is None else idle_s, row.keep_s)
+        if row.in_flight or row.waiting or row.running:
+            self._look_again(self.now + wait_s)  # what is in flight now ends no sooner than now
+            return False
+        if self.now >= row.last_used + wait_s:
+            return True
+        self._look_again(row.last_used + wait_s)
+        return False
+
+    def _unload_all(
+        self, row: ModelRow, copies: list[ReplicaRow], reason: str, cause: Cause
+    ) -> None:
+        for replica in copies:
+            self._unload(row, replica, reason, cause)
+
+    def _unload(self, row: ModelRow, replica: ReplicaRow, reason: str, cause: Cause) -> None:
+        self.actions.append(Unload(row.key, replica.engine, reason, cause))
+        if (space := self.spaces.get(replica.engine)) is not None:
+            space.leaves(row, replica)
+
+    def _look_again(self, when: float) -> None:
+        self.wake_at = min(self.wake_at, when)
 
 
-def _cold(row: ModelRow, now: float) -> tuple[Action | None, float]:
-    if row.retired and not row.waiting:
-        return Drop(row.key), math.inf
-    if row.load_requested:
-        return Load(row.key), math.inf
-    if row.waiting:
-        return (Load(row.key), math.inf) if now >= row.retry_at else (None, row.retry_at)
-    return None, math.inf
-
-
-def _ready(row: ModelRow, now: float, idle_timeout_s: float) -> tuple[Action | None, float]:
-    if row.retired:
-        return Unload(row.key, "left the repository"), math.inf
-    if row.unload_requested:
-        return Unload(row.key, "unloaded"), math.inf
-    wait_s = max(idle_timeout_s, row.keep_s)
-    if row.in_flight or row.waiting or row.running:
-        # whatever is in flight now ends no sooner than now
-        return None, now + wait_s
-    idle_at = row.last_used + wait_s
-    return (Unload(row.key, "idle"), math.inf) if now >= idle_at else (None, idle_at)
+def _preference(space: Space, row: ModelRow) -> tuple[bool, float, int, str]:
+    """Return what makes an engine better than others: it has the model already, or more space."""
+    name = space.engine.name
+    return name not in row.held_by, -space.free, len(space.lodgers), name
 
 
 def retry_after_s(failures: int) -> float:

@@ -10,37 +10,44 @@ from contextlib import suppress
 
 from gateway.batching.scheduler import Schedule
 from gateway.core import ModelSpec, ModelState
-from gateway.engine.base import Engine, Loaded
+from gateway.engine.base import Loaded
 from gateway.entry import Entry
 from gateway.errors import EngineUnavailable, TidegateError
+from gateway.fleet import NOWHERE, Fleet
+from gateway.lifecycle.autoscaler import Autoscaler
 from gateway.lifecycle.ensembles import activate
 from gateway.lifecycle.policy import (
     FIRST_RETRY_S,
     Action,
+    Defaults,
     Drop,
     Load,
+    Refuse,
     Unload,
     decide,
     retry_after_s,
 )
+from gateway.placement import Cause, EngineKind
 from gateway.registry import Registry
+from gateway.replicas import Replica
+from gateway.rows import Snapshot
 
 log = logging.getLogger(__name__)
+
+PUT_OFF_S = 0.1  # after an engine did not answer: its watcher knows more by then
+COPY_RETRY_S = 60.0  # after a further copy could not be loaded
 
 
 class Reconciler:
     """Moves model versions between cold and ready, as `decide` says."""
 
     def __init__(
-        self,
-        registry: Registry,
-        engine: Engine,
-        idle_timeout_s: float,
-        schedule: Schedule,
+        self, registry: Registry, fleet: Fleet, defaults: Defaults, schedule: Schedule
     ) -> None:
         self._registry = registry
-        self._engine = engine
-        self._idle_timeout_s = idle_timeout_s
+        self._fleet = fleet
+        self._defaults = defaults
+        self._autoscaler = Autoscaler(defaults)
         self._schedule = schedule
 
     async def run(self) -> None:
@@ -58,20 +65,35 @@ class Reconciler:
     async def _decide_and_act(self, tasks: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            decision = decide(self._registry.rows(), loop.time(), self._idle_timeout_s)
+            now, engines = loop.time(), self._fleet.rows()
+            models, look_at = self._autoscaler.look(self._registry.awake(), engines, now)
+            snapshot = Snapshot(models, engines)
+            decision = decide(snapshot, now, self._defaults)
             for action in decision.actions:
                 self._start(action, tasks)
-            due = decision.wake_at if decision.wake_at < math.inf else None
+            self._let_go(snapshot)
+            wake_at = min(decision.wake_at, look_at)
+            due = wake_at if wake_at < math.inf else None
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._registry.demand()
+
+    def _let_go(self, snapshot: Snapshot) -> None:
+        """Say of engines that are to leave that they hold nothing any more."""
+        if leaving := [node for node in self._fleet if node.leaving]:
+            held = {replica.engine for row in snapshot.models for replica in row.replicas}
+            for node in leaving:
+                if node.name not in held:
+                    node.emptied.set()
 
     async def _unload_all(self) -> None:
         for entry in list(self._registry.entries()):
             if entry.state is ModelState.READY:
                 entry.move(ModelState.UNLOADING)
+            for replica in list(entry.replicas):
+                await replica.node.engine.unload(entry.key)
+                entry.replicas.remove(replica)
             if entry.state is ModelState.UNLOADING:
-                await self._engine.unload(entry.key)
                 entry.scheduler = None
                 entry.move(ModelState.UNAVAILABLE, "the gateway has shut down")
 
@@ -81,52 +103,115 @@ class Reconciler:
         match action:
             case Drop():
                 self._registry.drop(entry.key)
-            case Load():
+            case Refuse(reason=reason):
                 entry.move(ModelState.LOADING)
-                tasks.create_task(self._load(entry, tasks), name=f"load {entry.key}")
-            case Unload(reason=reason):
-                entry.move(ModelState.UNLOADING)
-                tasks.create_task(self._unload(entry, reason), name=f"unload {entry.key}")
+                self._load_failed(entry, reason, FIRST_RETRY_S)
+            case Load(engine=name):
+                entry.put_off = False
+                replica = Replica(self._fleet[name] if name else NOWHERE)
+                replica.bytes = entry.row().size_bytes if name else 0
+                entry.replicas.add(replica)
+                if entry.state is ModelState.READY:
+                    work = self._load_another(entry, replica)
+                else:
+                    entry.move(ModelState.LOADING)
+                    work = self._load(entry, replica, tasks)
+                tasks.create_task(work, name=f"load {entry.key}")
+            case Unload(engine=name, reason=reason, cause=cause):
+                replica = entry.replicas[name]
+                if any(r.state is ModelState.READY for r in entry.replicas if r is not replica):
+                    replica.state = ModelState.UNLOADING
+                    work = self._unload_one(entry, replica, reason, cause)
+                else:
+                    entry.move(ModelState.UNLOADING)
+                    work = self._unload(entry, replica, reason, cause)
+                tasks.create_task(work, name=f"unload {entry.key}")
 
-    async def _load(self, entry: Entry, tasks: asyncio.TaskGroup) -> None:
+    async def _load(self, entry: Entry, replica: Replica, tasks: asyncio.TaskGroup) -> None:
         started = time.perf_counter()
         try:
-            loaded = await self._open(entry.reading)
+            loaded = await self._open(entry.reading, replica)
         except asyncio.CancelledError:
-            await self._engine.unload(entry.key)
+            await self._forget(entry, replica)
             entry.move(ModelState.UNAVAILABLE, "the load was cancelled")
             raise
         except EngineUnavailable as error:
-            # not the model's fault: the first request after the server is back is to find it
-            self._load_failed(entry, str(error), FIRST_RETRY_S)
+            # not the model's fault: another engine may load it, or this one once it is back
+            replica.node.suspect(str(error))
+            entry.replicas.remove(replica)
+            if replica.node.seen and not entry.load_requested:
+                self._put_off(entry, str(error))
+            else:
+                self._load_failed(entry, str(error), FIRST_RETRY_S)
         except TidegateError as error:
+            entry.replicas.remove(replica)
             self._load_failed(entry, str(error))
         except Exception as error:
             log.exception("load of %s failed: this is a bug", entry.key)
+            entry.replicas.remove(replica)
             self._load_failed(entry, f"{type(error).__name__}: {error}")
         else:
             took = time.perf_counter() - started
             entry.failures, entry.retry_at = 0, 0.0
-            entry.stats.loads += 1
-            entry.stats.load_s += took
-            entry.stats.last_load_s = took
-            entry.spec, entry.resident_bytes = loaded
-            entry.scheduler = self._schedule(entry.spec, entry.stats, tasks)
-            entry.last_used = asyncio.get_running_loop().time()
+            self._loaded(entry, replica, loaded, took)
+            entry.spec = loaded.spec
+            entry.scheduler = self._schedule(entry.spec, entry.stats, entry.replicas, tasks)
+            entry.last_used = entry.loaded_at = asyncio.get_running_loop().time()
             entry.loaded, entry.fallback = entry.reading, None
             # asked for meanwhile, a newer reading still has to be loaded
             entry.load_requested = entry.load_requested and entry.stale
             entry.move(ModelState.READY)
-            log.info("loaded %s in %.0f ms", entry.key, took * 1e3)
+            self._registry.settle(entry.key.name)
         self._registry.poke()
 
-    async def _open(self, spec: ModelSpec) -> Loaded:
+    async def _load_another(self, entry: Entry, replica: Replica) -> None:
+        """Load one more copy of a version that is ready; where that fails it does without."""
+        started = time.perf_counter()
+        try:
+            loaded = await replica.node.engine.load(entry.reading)
+        except asyncio.CancelledError:
+            await self._forget(entry, replica)
+            raise
+        except TidegateError as error:
+            if isinstance(error, EngineUnavailable):
+                replica.node.suspect(str(error))
+            entry.replicas.remove(replica)
+            entry.copy_retry_at = asyncio.get_running_loop().time() + COPY_RETRY_S
+            log.error("cannot load another copy of %s: %s", entry.key, error)
+        else:
+            if entry.scheduler is None or entry.reading is not entry.loaded:
+                await self._forget(entry, replica)  # the version has left memory meanwhile
+            else:
+                self._loaded(entry, replica, loaded, time.perf_counter() - started)
+                entry.scheduler.resize(entry.replicas.serving)
+        self._registry.poke()
+
+    def _loaded(self, entry: Entry, replica: Replica, loaded: Loaded, took_s: float) -> None:
+        replica.state = ModelState.READY
+        replica.node.seen = True
+        entry.held_by.discard(replica.node.name)
+        replica.bytes = entry.measured_bytes = loaded.resident_bytes
+        entry.stats.loads += 1
+        entry.stats.load_s += took_s
+        entry.stats.last_load_s = took_s
+        log.info("loaded %s%s in %.0f ms", entry.key, _where(replica), took_s * 1e3)
+
+    async def _forget(self, entry: Entry, replica: Replica) -> None:
+        await replica.node.engine.unload(entry.key)
+        entry.replicas.remove(replica)
+
+    async def _open(self, spec: ModelSpec, replica: Replica) -> Loaded:
         """Load a version; an ensemble is ready once its members are, and takes nothing itself."""
         if spec.steps:
             spec = await activate(self._registry, spec)
-            if not spec.forwarded:
-                return Loaded(spec, 0)
-        return await self._engine.load(spec)
+        return await replica.node.engine.load(spec)
+
+    def _put_off(self, entry: Entry, reason: str) -> None:
+        """Have who waits go on waiting: the load is tried again before long."""
+        entry.retry_at = asyncio.get_running_loop().time() + PUT_OFF_S
+        entry.put_off = True
+        entry.move(ModelState.UNAVAILABLE, reason)
+        log.warning("cannot load %s now: %s", entry.key, reason)
 
     def _load_failed(self, entry: Entry, reason: str, wait_s: float = 0.0) -> None:
         if entry.fall_back(reason):
@@ -145,7 +230,8 @@ class Reconciler:
         entry.move(ModelState.UNAVAILABLE, reason)
         log.error("cannot load %s: %s (next try not before %.0f s)", entry.key, reason, wait_s)
 
-    async def _unload(self, entry: Entry, reason: str) -> None:
+    async def _unload(self, entry: Entry, replica: Replica, reason: str, cause: Cause) -> None:
+        """Let a version leave memory with its last copy."""
         await entry.drained()
         if entry.scheduler is None:
             raise AssertionError(f"{entry.key}: unload without a scheduler: this is a bug")
@@ -153,11 +239,27 @@ class Reconciler:
         await entry.scheduler.drained()
         entry.scheduler.close()
         entry.scheduler = None
-        await self._engine.unload(entry.key)
-        entry.resident_bytes = 0
+        replica.state = ModelState.UNLOADING  # not before: it has to serve those who were in
+        await self._forget(entry, replica)
         entry.unload_requested = False
         entry.replace()
         entry.stats.unloads += 1
+        entry.stats.unload_causes[cause] += 1
         entry.move(ModelState.UNAVAILABLE, reason)
-        log.info("unloaded %s: %s", entry.key, reason)
+        self._registry.settle(entry.key.name)
+        log.info("unloaded %s%s: %s", entry.key, _where(replica), reason)
         self._registry.poke()
+
+    async def _unload_one(self, entry: Entry, replica: Replica, reason: str, cause: Cause) -> None:
+        """Unload one of several copies, once what runs in it has ended."""
+        if entry.scheduler is not None:
+            entry.scheduler.resize(entry.replicas.serving)
+        await replica.drained()
+        await self._forget(entry, replica)
+        entry.stats.unload_causes[cause] += 1
+        log.info("unloaded %s%s: %s", entry.key, _where(replica), reason)
+        self._registry.poke()
+
+
+def _where(replica: Replica) -> str:
+    return f" in {replica.node.name}" if replica.node.kind is EngineKind.TRITON else ""

@@ -1,51 +1,43 @@
-"""Keeps a server process running that the gateway has started itself."""
+"""Watches over an engine whose server the gateway starts itself: back-off after it has failed."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
-from gateway.errors import TidegateError
+from gateway.fleet import Node
 from gateway.lifecycle.policy import retry_after_s
 
 log = logging.getLogger(__name__)
 
-STEADY_S = 60.0  # a server that ran for so long starts anew without the back-off of earlier ends
+STEADY_S = 60.0  # a server that was well for so long starts anew without earlier ends' back-off
 
 
-class Server(Protocol):
-    """A process that can be started again and again."""
+class Mortal(Protocol):
+    """A server that may fail, and is started anew with the next load."""
 
-    async def start(self) -> None:
-        """Return once it serves. Raises a `TidegateError` with the reason where it does not."""
-        ...
-
-    async def wait(self) -> int:
-        """Return its exit code once it has ended."""
+    async def over(self) -> str:
+        """Return the reason once it has ended by itself or could not be started."""
         ...
 
 
-async def keep_running(server: Server) -> None:
-    """Start a running server anew whenever it ends, until cancelled.
+async def supervise(node: Node, server: Mortal, changed: Callable[[], None]) -> None:
+    """Keep loads away from a server that has failed, until its back-off has passed.
 
-    The first time after 1 s, then after twice as long each time that it does not last.
+    That is 1 s, and twice as long each time that it does not last. Until cancelled.
     """
     loop = asyncio.get_running_loop()
-    ends = 0
+    failures = 0
     while True:
-        started_at = loop.time()
-        code = await server.wait()
-        ends = 1 if loop.time() - started_at >= STEADY_S else ends + 1
-        log.error("the Triton server has ended with %d", code)
-        while True:
-            wait_s = retry_after_s(ends)
-            log.info("starting the Triton server anew in %.0f s", wait_s)
-            await asyncio.sleep(wait_s)
-            try:
-                await server.start()
-            except TidegateError as error:
-                log.error("%s", error)
-                ends += 1
-            else:
-                break
+        began = loop.time()
+        reason = await server.over()
+        failures = 1 if loop.time() - began >= STEADY_S else failures + 1
+        wait_s = retry_after_s(failures)
+        log.error("%s: %s (it may be started anew in %.0f s)", node.name, reason, wait_s)
+        node.up, node.reason = False, reason
+        changed()
+        await asyncio.sleep(wait_s)
+        node.up, node.reason = True, ""
+        changed()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 
 from gateway.core import Override
+from gateway.placement import EngineKind
 from gateway.repository.reader import ModelListing, has_model, model_names, read_model
 
 
 class FolderCatalogue:
-    """A Triton model repository on disk. `embedded` says that this process runs its models."""
+    """A Triton model repository on disk. `kinds` are those of the engines that run its models."""
 
-    def __init__(self, root: Path, embedded: bool) -> None:
+    def __init__(self, root: Path, kinds: Collection[EngineKind]) -> None:
         self._root = root
-        self._embedded = embedded
+        self._kinds = kinds
 
     async def names(self) -> list[str]:
         """Return the models' names. Raises `StartError` where the repository is no folder."""
@@ -26,4 +28,4 @@ class FolderCatalogue:
 
     async def read(self, name: str, override: Override | None = None) -> ModelListing:
         """Return one model as it is on disk now, or as a client wants it."""
-        return await asyncio.to_thread(read_model, self._root, name, self._embedded, override)
+        return await asyncio.to_thread(read_model, self._root, name, self._kinds, override)

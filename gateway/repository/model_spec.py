@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from gateway.core import ModelKey, ModelSpec, Override
-from gateway.repository import config_pbtxt, ensemble_config, ragged_config, sequence_config
+from gateway.placement import EngineKind
+from gateway.repository import (
+    config_pbtxt,
+    ensemble_config,
+    own_parameters,
+    ragged_config,
+    sequence_config,
+)
 
 
 def model_spec(
@@ -14,13 +21,14 @@ def model_spec(
     path: Path,
     file_bytes: int = 0,
     modified_ns: int = 0,
-    embedded: bool = False,
+    kind: EngineKind = EngineKind.TRITON,
     override: Override | None = None,
 ) -> ModelSpec:
     """Return one version of a model whose configuration is complete and checked.
 
-    `embedded`: this process runs it, and not a Triton server.
+    `kind` is the kind of engine that runs it.
     """
+    embedded = kind is EngineKind.EMBEDDED
     inputs = config_pbtxt.tensor_specs(config.input)
     outputs = config_pbtxt.tensor_specs(config.output)
     sequence = sequence_config.sequence_batching(config, path.parent if embedded else None)
@@ -58,6 +66,8 @@ def model_spec(
         cached=config.response_cache.enable,
         override=override,
         metric_tags=dict(config.metric_tags),
+        kind=kind,
+        placement=own_parameters.placement(config),
     )
 
 

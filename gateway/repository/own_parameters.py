@@ -7,10 +7,23 @@ import math
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from gateway.errors import RepositoryError
+from gateway.placement import EngineKind, Placement
 
 PREFIX = "tidegate."
-PAD, SLO_MS = PREFIX + "pad", PREFIX + "slo_ms"
-KNOWN = (PAD, SLO_MS)
+PAD, SLO_MS, ENGINE = PREFIX + "pad", PREFIX + "slo_ms", PREFIX + "engine"
+MIN_REPLICAS, MAX_REPLICAS = PREFIX + "min_replicas", PREFIX + "max_replicas"
+IDLE_TIMEOUT_S, MEMORY_BYTES = PREFIX + "idle_timeout_s", PREFIX + "memory_bytes"
+TARGET_CONCURRENCY = PREFIX + "target_concurrency"
+KNOWN = (
+    PAD,
+    SLO_MS,
+    ENGINE,
+    MIN_REPLICAS,
+    MAX_REPLICAS,
+    IDLE_TIMEOUT_S,
+    MEMORY_BYTES,
+    TARGET_CONCURRENCY,
+)
 
 
 def check(config: ModelConfig) -> None:
@@ -20,6 +33,7 @@ def check(config: ModelConfig) -> None:
             raise RepositoryError(f"unknown parameter '{key}': there are {', '.join(KNOWN)}")
     pad_to(config)
     slo_s(config)
+    placement(config)
 
 
 def pad_to(config: ModelConfig) -> tuple[int, ...]:
@@ -37,15 +51,49 @@ def pad_to(config: ModelConfig) -> tuple[int, ...]:
 
 def slo_s(config: ModelConfig) -> float:
     """Return the model's latency objective, in seconds; 0 where it has none."""
-    if SLO_MS not in config.parameters:
-        return 0.0
-    text = config.parameters[SLO_MS].string_value
+    return (_number(config, SLO_MS, "milliseconds") or 0.0) / 1e3
+
+
+def placement(config: ModelConfig) -> Placement:
+    """Return how the model is to be kept."""
+    return Placement(
+        min_replicas=_count(config, MIN_REPLICAS, least=0),
+        max_replicas=_count(config, MAX_REPLICAS, least=1),
+        idle_timeout_s=_number(config, IDLE_TIMEOUT_S, "seconds"),
+        target_concurrency=_number(config, TARGET_CONCURRENCY, "requests"),
+        memory_bytes=_count(config, MEMORY_BYTES, least=1),
+        engine=_engine(config),
+    )
+
+
+def _engine(config: ModelConfig) -> EngineKind | None:
+    if ENGINE not in config.parameters:
+        return None
+    text = config.parameters[ENGINE].string_value
+    try:
+        return EngineKind(text)
+    except ValueError:
+        kinds = " or ".join(f"'{kind}'" for kind in EngineKind)
+        raise RepositoryError(f"parameter '{ENGINE}' is {kinds}, not '{text}'") from None
+
+
+def _count(config: ModelConfig, name: str, least: int) -> int | None:
+    if name not in config.parameters:
+        return None
+    text = config.parameters[name].string_value
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= least):
+        raise RepositoryError(f"parameter '{name}' is a whole number from {least} on, not '{text}'")
+    return int(text)
+
+
+def _number(config: ModelConfig, name: str, unit: str) -> float | None:
+    if name not in config.parameters:
+        return None
+    text = config.parameters[name].string_value
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0.0 < value < math.inf:
-        raise RepositoryError(
-            f"parameter '{SLO_MS}' is a number of milliseconds above 0, not '{text}'"
-        )
-    return value / 1e3
+        raise RepositoryError(f"parameter '{name}' is a number of {unit} above 0, not '{text}'")
+    return value

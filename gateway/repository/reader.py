@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gateway.core import ModelSpec, Override
 from gateway.errors import RepositoryError, StartError
-from gateway.repository import config_pbtxt, ensemble_config
+from gateway.placement import EngineKind
+from gateway.repository import config_pbtxt, ensemble_config, own_parameters
 from gateway.repository.complete import complete, needs_model, spell_out
 from gateway.repository.labels import read_labels
 from gateway.repository.model_spec import model_file, model_spec
@@ -44,11 +46,14 @@ def has_model(root: Path, name: str) -> bool:
 
 
 def read_model(
-    root: Path, name: str, embedded: bool = True, override: Override | None = None
+    root: Path,
+    name: str,
+    kinds: Collection[EngineKind] = frozenset({EngineKind.EMBEDDED}),
+    override: Override | None = None,
 ) -> ModelListing:
     """Return one model as it is on disk now; a fault in its files becomes `error`.
 
-    `embedded` says that this process is to run it, and not a Triton server.
+    `kinds` are those of the engines that there are.
     """
     folder = root / name
     if override is not None and override.folder is not None:
@@ -64,10 +69,11 @@ def read_model(
         if not numbers:
             seen = f" ('{ignored[0]}' is none)" if ignored else ""
             raise RepositoryError(f"no version folder: versions are whole numbers > 0{seen}")
-        _finish(config, name, folder / str(numbers[-1]), embedded)
+        kind = _kind(config, kinds)
+        _finish(config, name, folder / str(numbers[-1]))
         labels = read_labels(config, folder)
         specs = tuple(
-            replace(_spec(folder, number, config, embedded, override), labels=labels)
+            replace(_spec(folder, number, config, kind, override), labels=labels)
             for number in _by_policy(config, numbers)
         )
     except RepositoryError as error:
@@ -121,10 +127,29 @@ def _check_inside(config: config_pbtxt.ModelConfig) -> None:
             )
 
 
-def _finish(config: config_pbtxt.ModelConfig, name: str, folder: Path, embedded: bool) -> None:
-    """Check a configuration and fill in, in place, what it leaves to the newest version's file."""
-    if embedded:
+def _kind(config: config_pbtxt.ModelConfig, kinds: Collection[EngineKind]) -> EngineKind:
+    """Return the kind of engine that is to run a model: this process where it can."""
+    asked = own_parameters.placement(config).engine
+    if asked is not None:
+        if asked not in kinds:
+            raise RepositoryError(
+                f"parameter '{own_parameters.ENGINE}' asks for '{asked}', and there is no such "
+                "engine"
+            )
+        kinds = {asked}
+    if EngineKind.EMBEDDED not in kinds:
+        return EngineKind.TRITON
+    try:
         config_pbtxt.check_embedded(config)
+    except RepositoryError:
+        if EngineKind.TRITON not in kinds:
+            raise
+        return EngineKind.TRITON
+    return EngineKind.EMBEDDED
+
+
+def _finish(config: config_pbtxt.ModelConfig, name: str, folder: Path) -> None:
+    """Check a configuration and fill in, in place, what it leaves to the newest version's file."""
     file = None
     if needs_model(config) and not ensemble_config.is_ensemble(config):
         file = folder / model_file(config)
@@ -156,7 +181,7 @@ def _spec(
     folder: Path,
     number: int,
     config: config_pbtxt.ModelConfig,
-    embedded: bool,
+    kind: EngineKind,
     override: Override | None,
 ) -> ModelSpec:
     path = folder / str(number)
@@ -167,6 +192,6 @@ def _spec(
         path,
         file_bytes=sum(stat.st_size for stat in stats),
         modified_ns=max((stat.st_mtime_ns for stat in stats), default=0),
-        embedded=embedded,
+        kind=kind,
         override=override,
     )

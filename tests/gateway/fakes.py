@@ -30,8 +30,11 @@ from gateway.core import (
 from gateway.engine.base import Loaded
 from gateway.entry import Entry
 from gateway.errors import InferenceFailed, RepositoryError
+from gateway.fleet import Fleet, Node
+from gateway.lifecycle.policy import Defaults
 from gateway.lifecycle.reconciler import Reconciler
 from gateway.metrics import Metrics
+from gateway.placement import EngineKind
 from gateway.registry import Registry
 from gateway.repository.reader import ModelListing
 from gateway.response_cache import ResponseCache
@@ -181,14 +184,19 @@ class House:
         per_model: int,
         engine_timeout_s: float,
         cache_bytes: int,
+        nodes: Sequence[Node],
     ) -> None:
         self.engine = engine
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
         router = Router(self.registry)
         self.cache = ResponseCache(cache_bytes)
-        schedule = partial(make_scheduler, engine, router, engine_timeout_s, self.cache)
-        self.reconciler = Reconciler(self.registry, engine, idle_timeout_s, schedule)
+        schedule = partial(make_scheduler, router, engine_timeout_s, self.cache)
+        self.fleet = Fleet(
+            nodes or [Node("embedded", EngineKind.EMBEDDED, engine)], self.registry.poke
+        )
+        defaults = Defaults(idle_timeout_s)
+        self.reconciler = Reconciler(self.registry, self.fleet, defaults, schedule)
         self.admission = Admission(router, max_inflight, per_model, self.metrics)
 
     def publish(self, *specs: ModelSpec) -> None:
@@ -248,6 +256,7 @@ async def house(
     per_model: int = 1000,
     engine_timeout_s: float = math.inf,
     cache_bytes: int = 0,
+    nodes: Sequence[Node] = (),
 ) -> AsyncIterator[House]:
     """A gateway that serves `specs`; at the end its books must balance and no task be left."""
     built = House(
@@ -257,6 +266,7 @@ async def house(
         per_model,
         engine_timeout_s,
         cache_bytes,
+        nodes,
     )
     for one in specs or (spec(),):
         built.publish(one)

@@ -51,6 +51,17 @@ def identity(datatype: str = "FP32", dims: Dims = ("n", 3)) -> bytes:
     )
 
 
+def plus(constant: float) -> bytes:
+    """`y` is `x` + a constant; FP32 [n, 3]."""
+    info = helper.make_tensor_value_info
+    return _model(
+        [helper.make_node("Add", ["x", "c"], ["y"])],
+        [info("x", TensorProto.FLOAT, ["n", 3])],
+        [info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.array(constant, np.float32), "c")],
+    )
+
+
 def every(datatypes: Sequence[str]) -> bytes:
     """`y_FP32` is `x_FP32`, and so on for each datatype; [n, 3]."""
     infos = {

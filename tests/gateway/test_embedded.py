@@ -21,6 +21,7 @@ from gateway.core import DTYPES, Array, ModelSpec, Tensor
 from gateway.engine.embedded import EmbeddedEngine
 from gateway.engine.onnx_session import OnnxSession
 from gateway.errors import RepositoryError
+from gateway.placement import EngineKind
 from gateway.repository import config_pbtxt
 from gateway.repository.reader import read_model
 from tests.gateway.onnx_models import add_and_multiply, heavy, identity, put
@@ -28,7 +29,7 @@ from tests.gateway.onnx_models import add_and_multiply, heavy, identity, put
 
 def spec_of(root: Path, name: str = "m") -> ModelSpec:
     """Return the one version of a model, with what its configuration asks of the runtime."""
-    listing = read_model(root, name, embedded=False)
+    listing = read_model(root, name, {EngineKind.TRITON})
     assert listing.error == ""
     (spec,) = listing.versions
     config = model_config_pb2.ModelConfig.FromString(spec.config)

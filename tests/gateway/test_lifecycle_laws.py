@@ -6,11 +6,13 @@ import asyncio
 
 import pytest
 
-from gateway.core import ModelKey, ModelRow, ModelSpec, ModelState, Override
+from gateway.core import ModelKey, ModelSpec, ModelState, Override
 from gateway.errors import DeadlineExceeded, LoadFailed, ModelNotFound, ModelUnavailable
 from gateway.lifecycle.control import RepositoryControl
-from gateway.lifecycle.policy import Decision, Load, Unload, decide, retry_after_s
+from gateway.lifecycle.policy import Decision, Defaults, Load, Unload, decide, retry_after_s
+from gateway.placement import Cause, EngineKind
 from gateway.repository.reader import ModelListing
+from gateway.rows import EngineRow, ModelRow, ReplicaRow, Snapshot
 from tests.gateway.fakes import Fail, FakeEngine, Hang, House, Ok, house, spec
 from tests.simulated_loop import simulate
 
@@ -25,7 +27,14 @@ def row(state: ModelState = ModelState.READY, **changes: float | bool) -> ModelR
         "in_flight": 0,
         "last_used": 0.0,
     }
-    return ModelRow(KEY, state, resident_bytes=0, **{**values, **changes})  # type: ignore[arg-type]
+    held = state is ModelState.READY
+    replicas = (ReplicaRow("here", state, 1000),) if held else ()
+    return ModelRow(KEY, state, replicas=replicas, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def decided(row: ModelRow, now: float) -> Decision:
+    engine = EngineRow("here", EngineKind.EMBEDDED)
+    return decide(Snapshot((row,), (engine,)), now, Defaults(idle_timeout_s=10.0))
 
 
 def test_concurrent_first_requests_load_once_and_are_all_answered() -> None:
@@ -151,8 +160,8 @@ def test_version_that_leaves_the_repository_is_unloaded_and_forgotten() -> None:
         async with house() as h:
             await h.ask(1)
             h.publish(spec(version=2))
-            assert (await h.ask(2)).version == 2
             await asyncio.sleep(1)
+            assert (await h.ask(2)).version == 2
             assert [entry.key for entry in h.registry.entries()] == [ModelKey("m", 2)]
             h.registry.remove("m")
             with pytest.raises(ModelNotFound):
@@ -290,8 +299,8 @@ def test_states_move_only_as_the_table_allows() -> None:
 
 def test_a_gap_between_snapshots_counts_as_elapsed_time() -> None:
     used = row(last_used=100.0)
-    assert decide([used], 105.0, 10.0) == Decision((), 110.0)
-    assert decide([used], 115.0, 10.0).actions == (Unload(KEY, "idle"),)
+    assert decided(used, 105.0) == Decision((), 110.0)
+    assert decided(used, 115.0).actions == (Unload(KEY, "here", "idle", Cause.IDLE),)
 
 
 def test_a_fresh_gateway_does_not_unload_before_one_idle_window() -> None:
@@ -310,15 +319,15 @@ def test_a_fresh_gateway_does_not_unload_before_one_idle_window() -> None:
 
 
 def test_nothing_is_done_about_a_cold_model_that_nobody_wants() -> None:
-    assert decide([row(ModelState.UNKNOWN)], 1e9, 10.0) == Decision((), float("inf"))
+    assert decided(row(ModelState.UNKNOWN), 1e9) == Decision((), float("inf"))
 
 
 def test_demand_loads_after_the_back_off_and_a_named_load_at_once() -> None:
     cold = row(ModelState.UNAVAILABLE, waiting=1, retry_at=50.0)
-    assert decide([cold], 49.0, 10.0) == Decision((), 50.0)
-    assert decide([cold], 50.0, 10.0).actions == (Load(KEY),)
+    assert decided(cold, 49.0) == Decision((), 50.0)
+    assert decided(cold, 50.0).actions == (Load(KEY, "here"),)
     asked = row(ModelState.UNAVAILABLE, load_requested=True, retry_at=50.0)
-    assert decide([asked], 0.0, 10.0).actions == (Load(KEY),)
+    assert decided(asked, 0.0).actions == (Load(KEY, "here"),)
 
 
 def test_back_off_doubles_and_ends_within_minutes() -> None:

@@ -20,6 +20,7 @@ from gateway.core import InferRequest, ModelSpec, ModelState, Tensor
 from gateway.ensemble import EnsembleStep
 from gateway.errors import InferenceFailed
 from gateway.metrics import ModelStats
+from gateway.placement import EngineKind
 from gateway.repository.reader import read_model
 from gateway.response_cache import ENTRY_BYTES, OUTPUT_BYTES, ResponseCache, digest_of
 from gateway.sequence import SequenceMark
@@ -239,7 +240,7 @@ def test_a_large_request_is_digested_off_the_loop_and_kept_like_any_other() -> N
             await engine.load(wide)
             stats = ModelStats()
             cache = ResponseCache(10_000_000)
-            scheduler = make_scheduler(engine, None, 10.0, cache, wide, stats, tasks)  # type: ignore[arg-type]
+            scheduler = make_scheduler(None, 10.0, cache, wide, stats, engine, tasks)  # type: ignore[arg-type]
             data = np.zeros((1, 300_000), np.float32)
             for _ in range(2):
                 await scheduler.infer(request(Tensor("x", "FP32", data)))
@@ -287,7 +288,7 @@ def test_what_may_answer_equal_requests_differently_has_no_cache(tmp_path: Path)
     assert read_model(tmp_path, "m").error == text.format("sequence batching scheduler")
     decoupled = "model_transaction_policy { decoupled: true }\n"
     (tmp_path / "m" / "config.pbtxt").write_text(ENABLED + decoupled)
-    error = read_model(tmp_path, "m", embedded=False).error
+    error = read_model(tmp_path, "m", {EngineKind.TRITON}).error
     assert error == text.format("'decoupled' transaction policy")
 
 

@@ -20,9 +20,12 @@ from tritonclient.utils import InferenceServerException
 from gateway.batching.scheduling import make_scheduler
 from gateway.core import InferRequest, Tensor
 from gateway.engine.triton import TritonEngine
+from gateway.fleet import Fleet, Node
 from gateway.lifecycle.control import RepositoryControl
+from gateway.lifecycle.policy import Defaults
 from gateway.lifecycle.reconciler import Reconciler
 from gateway.metrics import Metrics
+from gateway.placement import EngineKind
 from gateway.registry import Registry
 from gateway.repository.catalogue import FolderCatalogue
 from gateway.response_cache import ResponseCache
@@ -337,7 +340,7 @@ def test_ensembles_are_run_here_and_decoupled_ones_in_triton(
 ) -> None:
     async def story(address: str) -> None:
         engine = TritonEngine(address)
-        folder = FolderCatalogue(streaming, embedded=False)
+        folder = FolderCatalogue(streaming, {EngineKind.TRITON})
         registry = Registry(Metrics())
         control = RepositoryControl(folder if described_by == "folder" else engine, registry)
         await control.read_all()
@@ -346,8 +349,9 @@ def test_ensembles_are_run_here_and_decoupled_ones_in_triton(
         assert [step.model for step in chain.steps] == ["id", "id"]
         assert (chain.decoupled, tail.decoupled, tail.forwarded) == (False, True, True)
         router = Router(registry)
-        schedule = partial(make_scheduler, engine, router, 60.0, ResponseCache(0))
-        reconciling = asyncio.create_task(Reconciler(registry, engine, 300.0, schedule).run())
+        schedule = partial(make_scheduler, router, 60.0, ResponseCache(0))
+        fleet = Fleet([Node("triton", EngineKind.TRITON, engine)])
+        reconciling = asyncio.create_task(Reconciler(registry, fleet, Defaults(), schedule).run())
         x = Tensor("x", "FP32", np.ones((1, 3), np.float32))
         deadline = asyncio.get_running_loop().time() + 60
         answers = [

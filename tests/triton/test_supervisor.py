@@ -1,55 +1,51 @@
-"""When a server that has ended is started anew."""
+"""When a server of the gateway's own that has failed may be started anew."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
 
-from gateway.errors import StartError
-from gateway.lifecycle.supervisor import keep_running
+from gateway.fleet import Node, NoEngine
+from gateway.lifecycle.supervisor import supervise
+from gateway.placement import EngineKind
 from tests.simulated_loop import simulate
 
 
 class Mortal:
-    """Lives for the given times, then for good; each start takes what `refusals` says of it."""
+    """Lives for the given times, then for good."""
 
-    def __init__(self, *lives: float, refusals: int = 0) -> None:
+    def __init__(self, *lives: float) -> None:
         self.lives = list(lives)
-        self.refusals = refusals
-        self.starts: list[float] = []
 
-    async def start(self) -> None:
-        self.starts.append(asyncio.get_running_loop().time())
-        if self.refusals:
-            self.refusals -= 1
-            raise StartError("the port is in use")
-
-    async def wait(self) -> int:
+    async def over(self) -> str:
         await asyncio.sleep(self.lives.pop(0) if self.lives else 1e6)
-        return -9
+        return "the Triton server has ended with -9"
 
 
-def starts_within(seconds: float, server: Mortal) -> list[float]:
+def changes_within(seconds: float, server: Mortal) -> list[tuple[float, bool]]:
+    """Return when the node went down and up again."""
+    seen: list[tuple[float, bool]] = []
+    node = Node("own", EngineKind.TRITON, NoEngine())
+
     async def story() -> None:
+        loop = asyncio.get_running_loop()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await keep_running(server)
+                await supervise(node, server, lambda: seen.append((loop.time(), node.up)))
 
     simulate(story())
-    return server.starts
+    return seen
 
 
-def test_server_that_ends_is_started_anew_after_a_second() -> None:
-    assert starts_within(500, Mortal(100.0)) == [101.0]
+def test_server_that_ended_takes_loads_again_after_a_second() -> None:
+    assert changes_within(500, Mortal(100.0)) == [(100.0, False), (101.0, True)]
 
 
-def test_server_that_keeps_ending_is_started_less_and_less_often() -> None:
-    assert starts_within(500, Mortal(1.0, 1.0, 1.0)) == [2.0, 5.0, 10.0]
+def test_server_that_keeps_ending_is_left_alone_for_longer_and_longer() -> None:
+    ups = [when for when, up in changes_within(500, Mortal(1.0, 1.0, 1.0)) if up]
+    assert ups == [2.0, 5.0, 10.0]
 
 
-def test_server_that_has_lasted_is_started_anew_without_back_off() -> None:
-    assert starts_within(500, Mortal(1.0, 1.0, 100.0)) == [2.0, 5.0, 106.0]
-
-
-def test_start_that_fails_is_tried_again_later() -> None:
-    assert starts_within(500, Mortal(100.0, refusals=2)) == [101.0, 103.0, 107.0]
+def test_server_that_has_lasted_has_no_back_off_left() -> None:
+    ups = [when for when, up in changes_within(500, Mortal(1.0, 1.0, 100.0)) if up]
+    assert ups == [2.0, 5.0, 106.0]

@@ -1,0 +1,176 @@
+"""Settings -> the fleet of engines, and the catalogue of models that they serve."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gateway.config import Settings
+from gateway.engine import tritonserver
+from gateway.engine.embedded import EmbeddedEngine
+from gateway.engine.own_triton import OwnTriton
+from gateway.engine.process import TritonProcess
+from gateway.engine.triton import TritonEngine
+from gateway.errors import EngineUnavailable
+from gateway.fleet import Fleet, Node
+from gateway.lifecycle.control import Catalogue
+from gateway.lifecycle.discovery import follow
+from gateway.lifecycle.health import watch
+from gateway.lifecycle.supervisor import supervise
+from gateway.placement import EngineKind
+from gateway.repository.catalogue import FolderCatalogue
+
+log = logging.getLogger(__name__)
+
+DNS = "dns:"
+
+Adopt = Callable[[Mapping[str, Sequence[str]]], None]
+_Watch = Callable[[Adopt], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What runs the models, where they are listed, and which engines have which ready already."""
+
+    title: str
+    fleet: Fleet
+    catalogue: Catalogue
+    held: Mapping[str, list[str]]
+    watchers: Sequence[_Watch]
+
+    async def watch(self, adopt: Adopt) -> None:
+        """Watch over the engines that may fail, come or go, until cancelled.
+
+        `adopt` is told which models one that comes has ready already.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            for watch in self.watchers:
+                tasks.create_task(watch(adopt))
+
+
+@asynccontextmanager
+async def open_fleet(settings: Settings, changed: Callable[[], None]) -> AsyncIterator[Engines]:
+    """Give what the settings name; it is closed at the end. Raises `StartError`."""
+    fleet = Fleet(changed=changed)
+    async with AsyncExitStack() as stack:
+        if EngineKind.EMBEDDED in settings.engine_kinds:
+            embedded = EmbeddedEngine(
+                settings.intra_op_threads,
+                settings.cache_dir,
+                settings.cache_max_bytes,
+                settings.gpu_memory_limit_bytes,
+            )
+            stack.push_async_callback(embedded.close)
+            fleet.add(
+                Node(
+                    "embedded",
+                    EngineKind.EMBEDDED,
+                    embedded,
+                    settings.memory_bytes,
+                    # more would wait for a thread, with memory set aside meanwhile
+                    embedded.loads_at_once,
+                )
+            )
+        watchers: list[_Watch] = []
+        tritons = []
+        for address in settings.triton.split(",") if settings.triton else ():
+            if address.startswith(DNS):
+                _named_tritons(address.removeprefix(DNS), settings, fleet, watchers, stack)
+            else:
+                tritons.append(_triton(address, settings, fleet, watchers, stack))
+        if settings.spawn_triton:
+            installation = tritonserver.find(settings.triton_env)
+            for number in range(1, settings.spawn_triton + 1):
+                process = TritonProcess(installation, settings.repository)
+                _own_triton(f"own-triton-{number}", process, settings, fleet, watchers, stack)
+        catalogue: Catalogue = FolderCatalogue(settings.repository, settings.engine_kinds)
+        title = str(settings.repository)
+        if settings.triton or settings.spawn_triton:
+            own = [f"{settings.spawn_triton} of its own"] if settings.spawn_triton else []
+            title += f" with Triton: {', '.join([*filter(None, [settings.triton]), *own])}"
+            if tritons and not settings.repository_given:
+                catalogue = tritons[0]
+        yield Engines(title, fleet, catalogue, await _held(fleet), watchers)
+
+
+def _triton(
+    address: str, settings: Settings, fleet: Fleet, watchers: list[_Watch], stack: AsyncExitStack
+) -> TritonEngine:
+    """Take a Triton server that somebody else runs into the fleet."""
+    triton = TritonEngine(address)
+    stack.push_async_callback(triton.close)
+    node = Node(address, EngineKind.TRITON, triton, settings.triton_memory_bytes)
+    fleet.add(node)
+    watchers.append(lambda _adopt: watch(node, triton.answers, fleet.changed))
+    return triton
+
+
+def _named_tritons(
+    name: str, settings: Settings, fleet: Fleet, watchers: list[_Watch], stack: AsyncExitStack
+) -> None:
+    """Have the servers that a DNS name stands for in the fleet, as they come and go."""
+    host, _, port = name.rpartition(":")
+    opened: set[TritonEngine] = set()
+
+    async def close() -> None:
+        for triton in opened:
+            await triton.close()
+
+    async def join(adopt: Adopt, address: str, gone: asyncio.Event) -> None:
+        triton = TritonEngine(address)
+        opened.add(triton)
+        node = Node(address, EngineKind.TRITON, triton, settings.triton_memory_bytes)
+        fleet.add(node)
+        log.info("%s joins the fleet", address)
+        watcher = asyncio.create_task(watch(node, triton.answers, fleet.changed))
+        try:
+            adopt(await _held([node]))
+            await gone.wait()
+            log.info("%s leaves the fleet", address)
+            node.leaving = True
+            fleet.changed()
+            await node.emptied.wait()
+        finally:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+        fleet.remove(address)
+        opened.discard(triton)
+        await triton.close()
+
+    stack.push_async_callback(close)
+    watchers.append(lambda adopt: follow(host, int(port), partial(join, adopt)))
+
+
+def _own_triton(
+    name: str,
+    process: TritonProcess,
+    settings: Settings,
+    fleet: Fleet,
+    watchers: list[_Watch],
+    stack: AsyncExitStack,
+) -> None:
+    """Take a Triton server of the gateway's own into the fleet; it does not run yet."""
+    own = OwnTriton(process, TritonEngine(process.address))
+    stack.push_async_callback(own.close)
+    node = Node(name, EngineKind.TRITON, own, settings.triton_memory_bytes)
+    fleet.add(node)
+    watchers.append(lambda _adopt: supervise(node, own, fleet.changed))
+
+
+async def _held(nodes: Iterable[Node]) -> dict[str, list[str]]:
+    """Return the names of the models that each engine has ready already."""
+    held = {}
+    for node in nodes:
+        if not isinstance(node.engine, TritonEngine):
+            continue
+        try:
+            held[node.name] = await node.engine.ready_names()
+            node.seen = True
+        except EngineUnavailable as error:
+            node.suspect(str(error))  # it may come later
+    return held

@@ -1,0 +1,78 @@
+"""The memory of one engine in a decision: what is free, being freed, spoken for. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from gateway.core import ModelKey, ModelState
+from gateway.lifecycle.eviction import Lodger, victims
+from gateway.rows import EngineRow, ModelRow, ReplicaRow, Snapshot
+
+
+class Space:
+    """Bytes of one engine. `free` is for loads now, `freeing` what copies on their way out leave.
+
+    Bytes that a load under way has set aside are not free. Those that somebody has claimed, who
+    waits until they are, are free for nobody else.
+    """
+
+    def __init__(self, engine: EngineRow) -> None:
+        self.engine = engine
+        self.budget = engine.budget_bytes or math.inf
+        self.pinned = 0  # bytes that no demand can free
+        self.free: float = self.budget
+        self.freeing: float = 0.0
+        self.lodgers: list[Lodger] = []
+        self._loading = 0
+        self._going: set[ModelKey] = set()
+
+    def add(self, row: ModelRow, replica: ReplicaRow) -> None:
+        """Count a copy in."""
+        self.free -= replica.bytes
+        if row.min_replicas and not row.retired:
+            self.pinned += replica.bytes
+        if ModelState.UNLOADING in (row.state, replica.state):
+            self.freeing += replica.bytes
+        elif replica.state is ModelState.LOADING:
+            self._loading += 1
+        else:
+            self.lodgers.append(Lodger(row, replica))
+
+    @property
+    def usable(self) -> bool:
+        """Whether anything may be loaded here."""
+        return self.engine.up and not self.engine.leaving
+
+    @property
+    def may_load(self) -> bool:
+        """Whether one more load may begin."""
+        return not self.engine.loads_at_once or self._loading < self.engine.loads_at_once
+
+    def take(self, size: int) -> None:
+        """Set bytes aside for a load that begins now."""
+        self.free -= size
+        self._loading += 1
+
+    def claim(self, size: int) -> None:
+        """Keep bytes that are to become free for who waits for them."""
+        self.free -= size
+
+    def leaves(self, row: ModelRow, replica: ReplicaRow) -> None:
+        """Take it that a copy is on its way out from now on."""
+        self.freeing += replica.bytes
+        self._going.add(row.key)
+
+    def victims(self, need: float, now: float, starving: bool) -> list[Lodger] | None:
+        """Return who makes way for `need` bytes; None where that cannot be."""
+        staying = [lodger for lodger in self.lodgers if lodger.row.key not in self._going]
+        return victims(staying, need, now, starving)
+
+
+def spaces(snapshot: Snapshot) -> dict[str, Space]:
+    """Return the space of every engine, by its name."""
+    found = {engine.name: Space(engine) for engine in snapshot.engines}
+    for row in snapshot.models:
+        for replica in row.replicas:
+            if (space := found.get(replica.engine)) is not None:
+                space.add(row, replica)
+    return found
