@@ -33,6 +33,7 @@ from gateway.transport.http import HttpServer, listen, make_app
 from gateway.transport.inference import Inference
 from gateway.transport.rest.infer import InferEndpoint
 from gateway.transport.rest.routes import routes
+from gateway.transport.rest.steering import steering_routes
 from gateway.transport.rpcs.models import ModelRpcs
 from gateway.transport.rpcs.repository import RepositoryRpcs
 from gateway.transport.rpcs.settings import SettingsRpcs
@@ -108,7 +109,12 @@ async def _serve(
     )
     grpc_server = GrpcServer(inference, rpcs, calls, settings.max_message_bytes)
     infer = InferEndpoint(inference, registry, calls, settings.max_message_bytes)
-    api = routes(rpcs, calls, settings.max_message_bytes)
+    api = [
+        *routes(rpcs, calls, settings.max_message_bytes),
+        *steering_routes(
+            registry, metrics, calls, settings.request_timeout_s, settings.allow_repository_control
+        ),
+    ]
     http_server = HttpServer(make_app(metrics, ready, infer, api), http_socket)
     port = await grpc_server.start(settings.host, settings.port)
     async with aclosing(control), asyncio.TaskGroup() as tasks:

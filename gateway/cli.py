@@ -14,6 +14,10 @@ from gateway.transport.grpc_tuning import choose_io_layer
 
 _SUMMARIES = {
     "serve": "serve a model repository over KServe v2 gRPC",
+    "models": "show which models of a running gateway are in memory, and where",
+    "load": "have a running gateway load a model now",
+    "unload": "have a running gateway put a model to sleep",
+    "pin": "have a running gateway keep copies of a model ready",
     "export": "turn a trained PyTorch model into a verified version in a repository",
     "loadtest": "measure latency and throughput of an endpoint with Locust",
 }

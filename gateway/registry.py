@@ -31,6 +31,7 @@ class Registry:
         self._latest: dict[str, Entry] = {}
         # versions that have left, and serve until their successors are ready
         self._standing_in: dict[str, Entry] = {}
+        self._pins: dict[str, int] = {}
         self._demand = asyncio.Event()
         metrics.watch(self.rows)
 
@@ -173,6 +174,7 @@ class Registry:
                 versions[version].reread(spec)
             else:
                 versions[version] = Entry(spec, self._metrics, self.poke)
+                versions[version].pinned = self._pins.get(listing.name)
         leaving = [entry for version, entry in versions.items() if version not in present]
         self._stand_in(listing.name, versions[max(present)], leaving)
         for entry in leaving:
@@ -195,6 +197,10 @@ class Registry:
         if ready and successor.state is not ModelState.READY and not successor.newest.steps:
             self._standing_in[name] = max(ready, key=lambda entry: entry.key.version)
             successor.succeeds = True
+
+    def stands_in(self, entry: Entry) -> bool:
+        """Return whether a version has left, and serves until its successor is ready."""
+        return self._standing_in.get(entry.key.name) is entry
 
     def settle(self, name: str) -> None:
         """Retire a version that stood in for another, once that is ready or it is not itself."""
@@ -225,6 +231,20 @@ class Registry:
         if entry.reading.steps and entry.state in (ModelState.UNKNOWN, ModelState.UNAVAILABLE):
             with suppress(RepositoryError):
                 entry.spec = self.joined(entry.reading)
+
+    def pin(self, name: str, copies: int | None) -> None:
+        """Have so many copies of a model ready always; None: as its configuration says.
+
+        Raises like `find`.
+        """
+        self.find(name)
+        if copies is None:
+            self._pins.pop(name, None)
+        else:
+            self._pins[name] = copies
+        for entry in self._models[name].values():
+            entry.pinned = copies
+        self.poke()
 
     def knows(self, name: str) -> bool:
         """Return whether the model has been read, be it faulty."""

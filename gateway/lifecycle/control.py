@@ -210,7 +210,8 @@ class RepositoryControl:
             self._overrides[name] = override
 
     async def _until_all_ready(self, name: str) -> None:
-        for entry in self._registry.versions(name):
+        entries = self._registry.versions(name)
+        for entry in [each for each in entries if not self._registry.stands_in(each)]:
             await self._until_ready(entry)
 
     def _dependents(self, name: str) -> set[str]:

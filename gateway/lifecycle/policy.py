@@ -190,7 +190,7 @@ class _Table:
         if ready:
             best = min(ready, key=lambda space: _preference(space, row))
             if best.may_load:
-                best.take(size)
+                best.take(row)
                 self.actions.append(Load(row.key, best.engine.name))
             return
         self._make_room(need, wide)

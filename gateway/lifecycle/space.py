@@ -48,10 +48,12 @@ class Space:
         """Whether one more load may begin."""
         return not self.engine.loads_at_once or self._loading < self.engine.loads_at_once
 
-    def take(self, size: int) -> None:
+    def take(self, row: ModelRow) -> None:
         """Set bytes aside for a load that begins now."""
-        self.free -= size
+        self.free -= row.size_bytes
         self._loading += 1
+        if row.min_replicas:
+            self.pinned += row.size_bytes
 
     def claim(self, size: int) -> None:
         """Keep bytes that are to become free for who waits for them."""
