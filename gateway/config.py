@@ -81,16 +81,17 @@ class Settings(BaseModel):
         description="run models in this process, too (default: where there is no Triton); "
         "those that it cannot serve go to Triton",
     )
-    memory_bytes: int = Field(
-        0,
+    memory_bytes: int | None = Field(
+        None,
         ge=0,
-        description="what models may take in this process, by the size of their files; 0 sets no "
-        "bound",
+        description="what models may take in this process (default: a share of the GPU's memory "
+        "or, without one, of what the container or the machine has); 0 sets no bound",
     )
-    triton_memory_bytes: int = Field(
-        0,
+    triton_memory_bytes: int | None = Field(
+        None,
         ge=0,
-        description="the same for each Triton server",
+        description="the same for each Triton server (default: for the gateway's own likewise, no "
+        "bound for others)",
     )
     max_replicas: int = Field(
         0, ge=0, description="copies of a model at most; 0: as many as there are engines"

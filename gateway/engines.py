@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway.config import Settings
 from gateway.engine import tritonserver
+from gateway.engine.budget import gpu_budget_bytes, host_budget_bytes
 from gateway.engine.embedded import EmbeddedEngine
 from gateway.engine.own_triton import OwnTriton
 from gateway.engine.process import TritonProcess
@@ -57,6 +58,7 @@ class Engines:
 async def open_fleet(settings: Settings, changed: Callable[[], None]) -> AsyncIterator[Engines]:
     """Give what the settings name; it is closed at the end. Raises `StartError`."""
     fleet = Fleet(changed=changed)
+    share = _share_bytes(settings)
     async with AsyncExitStack() as stack:
         if EngineKind.EMBEDDED in settings.engine_kinds:
             embedded = EmbeddedEngine(
@@ -71,7 +73,7 @@ async def open_fleet(settings: Settings, changed: Callable[[], None]) -> AsyncIt
                     "embedded",
                     EngineKind.EMBEDDED,
                     embedded,
-                    settings.memory_bytes,
+                    settings.memory_bytes if settings.memory_bytes is not None else share,
                     # more would wait for a thread, with memory set aside meanwhile
                     embedded.loads_at_once,
                 )
@@ -85,9 +87,17 @@ async def open_fleet(settings: Settings, changed: Callable[[], None]) -> AsyncIt
                 tritons.append(_triton(address, settings, fleet, watchers, stack))
         if settings.spawn_triton:
             installation = tritonserver.find(settings.triton_env)
+            told = settings.triton_memory_bytes
             for number in range(1, settings.spawn_triton + 1):
                 process = TritonProcess(installation, settings.repository)
-                _own_triton(f"own-triton-{number}", process, settings, fleet, watchers, stack)
+                _own_triton(
+                    f"own-triton-{number}",
+                    process,
+                    share if told is None else told,
+                    fleet,
+                    watchers,
+                    stack,
+                )
         catalogue: Catalogue = FolderCatalogue(settings.repository, settings.engine_kinds)
         title = str(settings.repository)
         if settings.triton or settings.spawn_triton:
@@ -98,13 +108,19 @@ async def open_fleet(settings: Settings, changed: Callable[[], None]) -> AsyncIt
         yield Engines(title, fleet, catalogue, await _held(fleet), watchers)
 
 
+def _share_bytes(settings: Settings) -> int:
+    """Return what models may take in each engine of this machine where nobody has said."""
+    here = int(EngineKind.EMBEDDED in settings.engine_kinds) + settings.spawn_triton
+    return (gpu_budget_bytes() or host_budget_bytes()) // max(1, here)
+
+
 def _triton(
     address: str, settings: Settings, fleet: Fleet, watchers: list[_Watch], stack: AsyncExitStack
 ) -> TritonEngine:
     """Take a Triton server that somebody else runs into the fleet."""
     triton = TritonEngine(address)
     stack.push_async_callback(triton.close)
-    node = Node(address, EngineKind.TRITON, triton, settings.triton_memory_bytes)
+    node = Node(address, EngineKind.TRITON, triton, settings.triton_memory_bytes or 0)
     fleet.add(node)
     watchers.append(lambda _adopt: watch(node, triton.answers, fleet.changed))
     return triton
@@ -124,7 +140,7 @@ def _named_tritons(
     async def join(adopt: Adopt, address: str, gone: asyncio.Event) -> None:
         triton = TritonEngine(address)
         opened.add(triton)
-        node = Node(address, EngineKind.TRITON, triton, settings.triton_memory_bytes)
+        node = Node(address, EngineKind.TRITON, triton, settings.triton_memory_bytes or 0)
         fleet.add(node)
         log.info("%s joins the fleet", address)
         watcher = asyncio.create_task(watch(node, triton.answers, fleet.changed))
@@ -149,7 +165,7 @@ def _named_tritons(
 def _own_triton(
     name: str,
     process: TritonProcess,
-    settings: Settings,
+    budget_bytes: int,
     fleet: Fleet,
     watchers: list[_Watch],
     stack: AsyncExitStack,
@@ -157,7 +173,7 @@ def _own_triton(
     """Take a Triton server of the gateway's own into the fleet; it does not run yet."""
     own = OwnTriton(process, TritonEngine(process.address))
     stack.push_async_callback(own.close)
-    node = Node(name, EngineKind.TRITON, own, settings.triton_memory_bytes)
+    node = Node(name, EngineKind.TRITON, own, budget_bytes)
     fleet.add(node)
     watchers.append(lambda _adopt: supervise(node, own, fleet.changed))
 

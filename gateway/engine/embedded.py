@@ -21,8 +21,9 @@ from gateway.core import (
     Parameters,
     Tensor,
 )
-from gateway.engine import plan
+from gateway.engine import plan, providers
 from gateway.engine.base import Loaded
+from gateway.engine.budget import Meter, gpu_bytes_in_use, resident_bytes
 from gateway.engine.model import OpenModel
 from gateway.engine.onnx_opener import OnnxOpener, Opened
 from gateway.engine.warm_up import warm_up
@@ -102,6 +103,8 @@ class EmbeddedEngine:
             gpu_memory_limit_bytes,
             session_threads=0 if share_threads else threads,
         )
+        self.on_gpu = providers.CUDA in onnxruntime.get_available_providers()
+        self._meter = Meter(gpu_bytes_in_use if self.on_gpu else resident_bytes)
         self._models: dict[ModelKey, OpenModel] = {}
         self._runs = ThreadPoolExecutor(max(4, cores), thread_name_prefix="infer")
         self.loads_at_once = max(1, cores // 2)
@@ -111,13 +114,17 @@ class EmbeddedEngine:
         self._storing: set[asyncio.Task[None]] = set()
 
     async def load(self, spec: ModelSpec) -> Loaded:
-        """Open a version and warm it up. Its memory is taken to be the size of its files."""
+        """Open a version and warm it up.
+
+        Its memory is taken to be the size of its files, or more where the process grew by more.
+        """
         loop = asyncio.get_running_loop()
         opened = loop.run_in_executor(self._loads, self._open, spec)
         try:
             # A thread cannot be cancelled: whoever gives up still waits for what it opened, so
             # that the `unload` that follows finds it.
-            model, store = await asyncio.shield(opened)
+            with self._meter.load(spec.file_bytes) as taken:
+                model, store = await asyncio.shield(opened)
         except asyncio.CancelledError:
             await asyncio.wait([opened])
             if opened.exception() is None:
@@ -128,7 +135,7 @@ class EmbeddedEngine:
             task = asyncio.create_task(self._store(spec, store), name=f"store {spec.key}")
             self._storing.add(task)
             task.add_done_callback(self._storing.discard)
-        return Loaded(spec, spec.file_bytes)
+        return Loaded(spec, taken.bytes)
 
     async def stored(self) -> None:
         """Return when no copy for the session cache is due or being made."""
@@ -157,6 +164,7 @@ class EmbeddedEngine:
         run = model.new_run()
         if model.is_quick(inputs):
             return model.run(inputs, outputs, run)
+        self._meter.disturb()
         try:
             return await asyncio.get_running_loop().run_in_executor(
                 self._runs, model.run, inputs, outputs, run
@@ -200,7 +208,8 @@ class EmbeddedEngine:
     async def _store(self, spec: ModelSpec, store: Callable[[], None]) -> None:
         await asyncio.sleep(self._store_after_s)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._stores, store)
+            with self._meter.other():
+                await asyncio.get_running_loop().run_in_executor(self._stores, store)
         except Exception:
             log.exception("%s: cannot be put into the session cache: this is a bug", spec.key)
 

@@ -18,6 +18,7 @@ from gateway.core import (
     Tensor,
 )
 from gateway.engine.base import Loaded
+from gateway.engine.budget import Meter
 from gateway.engine.triton import TritonEngine
 from gateway.errors import EngineUnavailable, TidegateError
 
@@ -41,6 +42,10 @@ class Server(Protocol):
         """End it; return once it is gone."""
         ...
 
+    def memory_bytes(self) -> int:
+        """Return how much of the memory that its models take is in use."""
+        ...
+
 
 class OwnTriton:
     """Starts its server with the first load, and ends it `stop_after_s` after the last model left.
@@ -53,6 +58,7 @@ class OwnTriton:
         self, server: Server, engine: TritonEngine, stop_after_s: float = STOP_AFTER_S
     ) -> None:
         self._server = server
+        self._meter = Meter(server.memory_bytes)
         self._engine = engine
         self._stop_after_s = stop_after_s
         self._serving = False
@@ -76,7 +82,9 @@ class OwnTriton:
             # first, so that the `unload` that follows a cancelled load finds it
             self._keys.add(spec.key)
             try:
-                return await self._engine.load(spec)
+                with self._meter.load(spec.file_bytes) as taken:
+                    spec, _ = await self._engine.load(spec)
+                return Loaded(spec, taken.bytes)
             except Exception:
                 self._keys.discard(spec.key)
                 raise
@@ -99,10 +107,12 @@ class OwnTriton:
         parameters: Parameters = NO_PARAMETERS,
     ) -> list[Tensor]:
         """Send one batch; see `TritonEngine.infer`."""
+        self._meter.disturb()
         return await self._engine.infer(key, inputs, outputs, parameters)
 
     async def forward(self, key: ModelKey, request: InferRequest) -> InferResponse:
         """Send a request as it came; see `TritonEngine.forward`."""
+        self._meter.disturb()
         return await self._engine.forward(key, request)
 
     def stream(self, key: ModelKey, request: InferRequest) -> AsyncGenerator[InferResponse, None]:

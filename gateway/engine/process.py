@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
+from gateway.engine.budget import family_bytes, gpu_bytes_in_use
 from gateway.engine.tritonserver import Installation
 from gateway.errors import StartError
 
@@ -73,6 +74,10 @@ class TritonProcess:
         """The running server's process id."""
         assert self._process is not None, "tritonserver has not been started: this is a bug"
         return self._process.pid
+
+    def memory_bytes(self) -> int:
+        """Return how much of the memory that its models take is in use: the GPUs', or its own."""
+        return gpu_bytes_in_use() or family_bytes(self.pid)
 
     async def start(self) -> None:
         """Start the server and return once it serves.

@@ -228,8 +228,10 @@ class _Table:
 
     def _hold_or_refuse(self, row: ModelRow, fit: list[Space], usable: list[Space]) -> None:
         """Refuse a version that fits nowhere; wait for an engine that may come back."""
-        if usable or row.replicas:
-            widest = max((space.budget - space.pinned for space in usable), default=0)
+        if row.replicas:
+            return  # a copy whose version has left memory meanwhile is on its way out
+        if usable:
+            widest = max(space.budget - space.pinned for space in usable)
             reason = (
                 f"it takes {row.size_bytes} bytes, and no engine's memory budget has more than "
                 f"{widest:.0f} beside pinned models"

@@ -102,6 +102,21 @@ def heavy(megabytes: int) -> bytes:
     )
 
 
+def swelling(megabytes: int) -> bytes:
+    """`y` = `x` + 1 for small whole numbers, by a table so large that the file only describes."""
+    length = numpy_helper.from_array(np.array([megabytes * 250_000], np.int64), "length")
+    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["length"], ["table"], value=one),
+        helper.make_node("Cast", ["x"], ["place"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "place"], ["found"]),
+        helper.make_node("Add", ["x", "found"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    return _model(nodes, [x], [y], [length])
+
+
 def gru(inputs: int = 4, hidden: int = 8) -> bytes:
     """A GRU's step: `y` and `h_out` are what `x` makes of `h_in`; FP32 [n, inputs], [n, hidden]."""
     random = np.random.default_rng(7)

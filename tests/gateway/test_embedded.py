@@ -24,7 +24,7 @@ from gateway.errors import RepositoryError
 from gateway.placement import EngineKind
 from gateway.repository import config_pbtxt
 from gateway.repository.reader import read_model
-from tests.gateway.onnx_models import add_and_multiply, heavy, identity, put
+from tests.gateway.onnx_models import add_and_multiply, heavy, identity, put, swelling
 
 
 def spec_of(root: Path, name: str = "m") -> ModelSpec:
@@ -283,6 +283,25 @@ def test_memory_comes_back_after_unload(tmp_path: Path) -> None:
             loaded = _private_bytes() - before
         assert loaded > 50e6
         assert _private_bytes() - before < loaded / 3
+
+    asyncio.run(story())
+
+
+def test_model_that_takes_more_than_its_files_is_found_out(tmp_path: Path) -> None:
+    put(tmp_path, "m", swelling(100))
+    put(tmp_path, "plain", heavy(64))
+
+    async def story() -> None:
+        engine = EmbeddedEngine(intra_op_threads=1, share_threads=False)
+        loaded = await engine.load(spec_of(tmp_path))
+        assert 90e6 < loaded.resident_bytes < 150e6
+        # beside another load nobody can say whose the memory is
+        await engine.unload(loaded.spec.key)
+        plain = spec_of(tmp_path, "plain")
+        both = await asyncio.gather(engine.load(spec_of(tmp_path)), engine.load(plain))
+        assert both[0].resident_bytes < 1e6
+        assert both[1].resident_bytes == plain.file_bytes
+        await engine.close()
 
     asyncio.run(story())
 

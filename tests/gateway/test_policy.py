@@ -188,6 +188,12 @@ def test_requests_wait_for_an_engine_that_was_there_and_for_no_other() -> None:
     assert actions(model("m", load_requested=True), engines=(gone,)) == refusal
 
 
+def test_version_that_left_memory_while_a_copy_of_it_loads_waits_for_that_to_end() -> None:
+    row = replace(wanted("m"), replicas=(ReplicaRow("a", LOADING, 100),))
+    assert actions(row, engines=(engine("a"),)) == ()
+    assert actions(row, engines=(engine("a"), engine("b"))) == (load("m", "b"),)
+
+
 def test_engine_takes_so_many_loads_at_once() -> None:
     rows = (model("x", LOADING, "a"), wanted("new"))
     assert actions(*rows, engines=(engine("a", loads_at_once=1),)) == ()

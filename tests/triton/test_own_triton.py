@@ -14,6 +14,7 @@ import pytest
 
 from gateway.core import ModelSpec, Tensor
 from gateway.engine import tritonserver
+from gateway.engine.base import Loaded
 from gateway.engine.own_triton import OwnTriton
 from gateway.engine.process import TritonProcess
 from gateway.engine.triton import TritonEngine
@@ -50,6 +51,9 @@ class Scripted:
     async def stop(self) -> None:
         self.log.append("stop")
 
+    def memory_bytes(self) -> int:
+        return 0
+
 
 class Anything(TritonEngine):
     """Loads whatever it is asked to, at once."""
@@ -60,8 +64,8 @@ class Anything(TritonEngine):
     async def connected(self) -> None:
         pass
 
-    async def load(self, spec: ModelSpec) -> None:  # type: ignore[override]
-        pass
+    async def load(self, spec: ModelSpec) -> Loaded:
+        return Loaded(spec, 0)
 
     async def unload(self, key: object) -> None:
         pass
