@@ -61,7 +61,8 @@ def test_rows_can_be_chosen_by_name_state_and_number(served: Gateway) -> None:
 def test_engines_say_what_they_hold(served: Gateway) -> None:
     post(served, "/tidegate/models/one/prewarm")
     (engine,) = json.loads(served.get("/tidegate/engines")[1])["engines"]
-    assert (engine["name"], engine["up"], engine["budget_bytes"]) == ("embedded", True, 0)
+    assert (engine["name"], engine["up"]) == ("embedded", True)
+    assert engine["budget_bytes"] == served.metric("tidegate_engine_budget_bytes") > 0
     held = sum(each["bytes"] for each in rows(served).values())
     assert engine["bytes"] == held == served.metric("tidegate_engine_bytes")
 
