@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway.config import Settings
 from gateway.engine import tritonserver
+from gateway.engine.base import Engine
 from gateway.engine.budget import gpu_budget_bytes, host_budget_bytes
 from gateway.engine.embedded import EmbeddedEngine
 from gateway.engine.own_triton import OwnTriton
@@ -21,7 +22,7 @@ from gateway.errors import EngineUnavailable
 from gateway.fleet import Fleet, Node
 from gateway.lifecycle.control import Catalogue
 from gateway.lifecycle.discovery import follow
-from gateway.lifecycle.health import watch
+from gateway.lifecycle.health import STALLED_AFTER_S, watch
 from gateway.lifecycle.supervisor import supervise
 from gateway.placement import EngineKind
 from gateway.repository.catalogue import FolderCatalogue
@@ -120,9 +121,9 @@ def _triton(
     """Take a Triton server that somebody else runs into the fleet."""
     triton = TritonEngine(address)
     stack.push_async_callback(triton.close)
-    node = Node(address, EngineKind.TRITON, triton, settings.triton_memory_bytes or 0)
+    node = _node(address, triton, settings.triton_memory_bytes or 0)
     fleet.add(node)
-    watchers.append(lambda _adopt: watch(node, triton.answers, fleet.changed))
+    watchers.append(lambda adopt: watch(node, triton, fleet.changed, partial(_adopt, adopt, node)))
     return triton
 
 
@@ -140,12 +141,13 @@ def _named_tritons(
     async def join(adopt: Adopt, address: str, gone: asyncio.Event) -> None:
         triton = TritonEngine(address)
         opened.add(triton)
-        node = Node(address, EngineKind.TRITON, triton, settings.triton_memory_bytes or 0)
+        node = _node(address, triton, settings.triton_memory_bytes or 0)
         fleet.add(node)
         log.info("%s joins the fleet", address)
-        watcher = asyncio.create_task(watch(node, triton.answers, fleet.changed))
+        adopt_held = partial(_adopt, adopt, node)
+        watcher = asyncio.create_task(watch(node, triton, fleet.changed, adopt_held))
         try:
-            adopt(await _held([node]))
+            await adopt_held()
             await gone.wait()
             log.info("%s leaves the fleet", address)
             node.leaving = True
@@ -173,9 +175,17 @@ def _own_triton(
     """Take a Triton server of the gateway's own into the fleet; it does not run yet."""
     own = OwnTriton(process, TritonEngine(process.address))
     stack.push_async_callback(own.close)
-    node = Node(name, EngineKind.TRITON, own, budget_bytes)
+    node = _node(name, own, budget_bytes)
     fleet.add(node)
     watchers.append(lambda _adopt: supervise(node, own, fleet.changed))
+
+
+def _node(name: str, engine: Engine, budget_bytes: int) -> Node:
+    return Node(name, EngineKind.TRITON, engine, budget_bytes, stalled_after_s=STALLED_AFTER_S)
+
+
+async def _adopt(adopt: Adopt, node: Node) -> None:
+    adopt(await _held([node]))
 
 
 async def _held(nodes: Iterable[Node]) -> dict[str, list[str]]:

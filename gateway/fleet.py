@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 
 from gateway.core import (
@@ -24,7 +25,8 @@ class Node:
 
     `up` says that it answers, as far as is known, and `reason` why it does not: whoever watches
     over it writes that. `seen` says that it has answered once. A `leaving` one takes no more loads,
-    and goes once it holds nothing.
+    and goes once it holds nothing. One that has runs and ends none of them for `stalled_after_s` is
+    suspected.
     """
 
     def __init__(
@@ -34,12 +36,17 @@ class Node:
         engine: Engine,
         budget_bytes: int = 0,
         loads_at_once: int = 0,
+        stalled_after_s: float = math.inf,
     ) -> None:
         self.name = name
         self.kind = kind
         self.engine = engine
         self.budget_bytes = budget_bytes
         self.loads_at_once = loads_at_once
+        self._stalled_after_s = stalled_after_s
+        self._running = 0
+        self._ended = 0
+        self._looking = stalled_after_s == math.inf  # whether a look at its runs is due
         self.up = True
         self.seen = False
         self.leaving = False
@@ -54,6 +61,30 @@ class Node:
         if self.up:
             self.reason = reason
         self.suspected.set()
+
+    def run_begins(self) -> None:
+        """Count a run in."""
+        self._running += 1
+        if not self._looking:
+            self._look_later()
+
+    def run_ends(self) -> None:
+        """Count a run out, however it ended."""
+        self._running -= 1
+        self._ended += 1
+
+    def _look_later(self) -> None:
+        self._looking = True
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._stalled_after_s, self._look, self._ended)
+
+    def _look(self, ended_before: int) -> None:
+        """Suspect it where nothing has come of its runs. One timer goes on while there are any."""
+        self._looking = False
+        if self._running:
+            if self._ended == ended_before:
+                self.suspect(f"nothing came from it for {self._stalled_after_s:g} s")
+            self._look_later()
 
     def row(self) -> EngineRow:
         """Return what `decide` needs to know, frozen."""

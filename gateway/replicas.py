@@ -50,11 +50,13 @@ class Replica:
     def run(self) -> Iterator[Engine]:
         """Count a batch in for as long as it runs here."""
         self.running += 1
+        self.node.run_begins()
         started = time.perf_counter()
         try:
             yield self.node.engine
         finally:
             self.running -= 1
+            self.node.run_ends()
             self.run_s += LATELY * (time.perf_counter() - started - self.run_s)
             self._one_less.set()
 

@@ -122,13 +122,20 @@ class Router:
                 await self._registry.ready(entry)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the request's deadline has passed while model '{entry.key.name}' was loading"
+                f"the request's deadline has passed while model '{entry.key.name}' {_stage(entry)}"
             ) from None
         finally:
             if request.trace is not None:
                 request.trace.span("cold_start", started, loop.time(), model=str(entry.key))
         if entry.spec is not spec:  # the wait ended in a newer reading of the model
             signature.check(request, entry.spec)
+
+
+def _stage(entry: Entry) -> str:
+    """Return what became of a model that somebody has waited for in vain."""
+    if entry.state is not ModelState.UNAVAILABLE:
+        return "was loading"
+    return f"waited to be loaded ({entry.reason})" if entry.reason else "waited to be loaded"
 
 
 def _count(

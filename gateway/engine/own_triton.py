@@ -38,8 +38,8 @@ class Server(Protocol):
         """Return its exit code once it has ended."""
         ...
 
-    async def stop(self) -> None:
-        """End it; return once it is gone."""
+    async def stop(self, within_s: float = ...) -> None:
+        """End it, and kill it where that takes longer; return once it is gone."""
         ...
 
     def memory_bytes(self) -> int:
@@ -125,6 +125,18 @@ class OwnTriton:
             self._serving = False
             await self._server.stop()
         await self._engine.close()
+
+    async def answers(self) -> bool:
+        """Return whether the server answers; true of one that does not run."""
+        return not self._serving or await self._engine.answers()
+
+    async def give_up(self) -> None:
+        """Kill a server that does not answer; `over` says so, and its batches end at once."""
+        async with self._moving:
+            if self._serving:
+                await self._engine.abandon()
+                self._fail("the Triton server did not answer and has been killed")
+                await self._server.stop(within_s=0.0)
 
     async def over(self) -> str:
         """Return why the server is gone, once it has ended by itself or could not be started.

@@ -134,8 +134,8 @@ class TritonProcess:
         assert self._process is not None, "tritonserver has not been started: this is a bug"
         return await self._process.wait()
 
-    async def stop(self) -> None:
-        """End the server, if it runs; kill it where that takes too long. Returns once it is gone.
+    async def stop(self, within_s: float = STOP_WITHIN_S) -> None:
+        """End the server, if it runs; kill it where that takes longer. Returns once it is gone.
 
         Nothing of it is left: no process, no shared memory, no temporary file.
         """
@@ -145,10 +145,10 @@ class TritonProcess:
         if process is not None and process.returncode is None:
             process.send_signal(signal.SIGTERM)
             try:
-                async with asyncio.timeout(STOP_WITHIN_S):
+                async with asyncio.timeout(within_s):
                     await process.wait()
             except TimeoutError:
-                log.warning("tritonserver did not end within %g s: killing it", STOP_WITHIN_S)
+                log.warning("tritonserver did not end within %g s: killing it", within_s)
                 os.killpg(process.pid, signal.SIGKILL)  # its stubs, too
                 await process.wait()
         await self._end_reader()

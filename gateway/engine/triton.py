@@ -91,7 +91,13 @@ class TritonEngine:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._models: defaultdict[str, _Held] = defaultdict(_Held)
+        self._unsaid: set[str] = set()  # models whose unloads the server has not heard of
+        self._given_up = False
+        self._connect()
+
+    def _connect(self) -> None:
+        self._channel = grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         # bytes out: the messages are put together here, without protobuf's copy of the contents
         self._infer: Any = self._channel.unary_unary(
@@ -101,7 +107,6 @@ class TritonEngine:
             _SERVICE + "ModelStreamInfer",
             response_deserializer=pb.ModelStreamInferResponse.FromString,
         )
-        self._models: defaultdict[str, _Held] = defaultdict(_Held)
 
     async def load(self, spec: ModelSpec) -> Loaded:
         """Have Triton load the model; return the version as Triton's configuration describes it."""
@@ -142,6 +147,8 @@ class TritonEngine:
             response = await self._infer(message)
         except grpc.aio.AioRpcError as error:
             raise self._inference_error(error) from None
+        except asyncio.CancelledError as error:
+            raise self._cancelled(error) from None
         by_name = {tensor.name: tensor for tensor in messages.tensors(key, response)}
         try:
             # Triton answers in its configuration's order
@@ -155,6 +162,8 @@ class TritonEngine:
             answer = await self._infer(messages.request(key, request))
         except grpc.aio.AioRpcError as error:
             raise self._inference_error(error) from None
+        except asyncio.CancelledError as error:
+            raise self._cancelled(error) from None
         return messages.response(key, request, answer)
 
     async def stream(
@@ -177,6 +186,8 @@ class TritonEngine:
                     yield messages.response(key, request, each.infer_response)
         except grpc.aio.AioRpcError as error:
             raise self._inference_error(error) from None
+        except asyncio.CancelledError as error:
+            raise self._cancelled(error) from None
         finally:
             call.cancel()
         if failure is not None:
@@ -198,9 +209,27 @@ class TritonEngine:
             return False
         return bool(ready.ready)
 
+    async def abandon(self) -> None:
+        """Have all calls under way end in `EngineUnavailable`: the server does not answer."""
+        self._given_up = True
+        channel = self._channel
+        self._connect()
+        await channel.close()
+
+    async def catch_up(self) -> None:
+        """Tell a server that answers again what it has missed: unloads."""
+        self._given_up = False
+        for name in list(self._unsaid):
+            held = self._models[name]
+            async with held.lock:
+                if name in self._unsaid and not held.versions:
+                    await self._unload(name, held)
+
     def forget(self) -> None:
         """Take it that the server has nothing loaded: it has ended."""
         self._models.clear()
+        self._unsaid.clear()
+        self._given_up = False
 
     async def close(self) -> None:
         """Close the connection."""
@@ -287,10 +316,17 @@ class TritonEngine:
         request = pb.RepositoryModelUnloadRequest(model_name=name)
         request.parameters["unload_dependents"].bool_param = True
         held.override = None
+        if self._given_up:  # who waits for the model to leave would wait in vain
+            self._unsaid.add(name)
+            return
+        self._unsaid.discard(name)
         try:
             await self._ask(self._stub.RepositoryModelUnload, request)
         except _NotControlled:
             pass
+        except EngineUnavailable as error:
+            self._unsaid.add(name)
+            log.warning("cannot unload %s: %s", name, error)
         except TidegateError as error:
             log.warning("cannot unload %s: %s", name, error)
 
@@ -334,6 +370,8 @@ class TritonEngine:
             if self._is_down(error):
                 raise self._down(text) from None
             raise RepositoryError(text.strip()) from None
+        except asyncio.CancelledError as error:
+            raise self._cancelled(error) from None
 
     def _refusal(self, text: str) -> TidegateError:
         """Return what an error message in a stream says: it carries no status."""
@@ -356,6 +394,13 @@ class TritonEngine:
             case grpc.StatusCode.UNIMPLEMENTED:
                 return NotSupported(text)
         return InferenceFailed(text)
+
+    def _cancelled(self, error: asyncio.CancelledError) -> BaseException:
+        """Return why a call was cancelled: by its caller, or because the server is given up."""
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            return error
+        return self._down("it was given up while calls were under way")
 
     def _is_down(self, error: grpc.aio.AioRpcError) -> bool:
         return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)

@@ -12,6 +12,7 @@ from gateway.lifecycle.policy import retry_after_s
 
 log = logging.getLogger(__name__)
 
+QUESTIONS = 3  # that a server leaves without an answer until it is ended: it may be busy
 STEADY_S = 60.0  # a server that was well for so long starts anew without earlier ends' back-off
 
 
@@ -22,12 +23,38 @@ class Mortal(Protocol):
         """Return the reason once it has ended by itself or could not be started."""
         ...
 
+    async def answers(self) -> bool:
+        """Return whether it answers, or need not because it does not run."""
+        ...
+
+    async def give_up(self) -> None:
+        """End a server that does not answer."""
+        ...
+
 
 async def supervise(node: Node, server: Mortal, changed: Callable[[], None]) -> None:
-    """Keep loads away from a server that has failed, until its back-off has passed.
+    """Keep loads away from a server that has failed; end one that does not answer.
 
-    That is 1 s, and twice as long each time that it does not last. Until cancelled.
+    Until cancelled.
     """
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_back_off(node, server, changed))
+        tasks.create_task(_end_stalled(node, server))
+
+
+async def _end_stalled(node: Node, server: Mortal) -> None:
+    while True:
+        await node.suspected.wait()
+        node.suspected.clear()
+        for _ in range(QUESTIONS):
+            if await server.answers():
+                break
+        else:
+            await server.give_up()
+
+
+async def _back_off(node: Node, server: Mortal, changed: Callable[[], None]) -> None:
+    """Have it out for 1 s, and twice as long each time that it does not last."""
     loop = asyncio.get_running_loop()
     failures = 0
     while True:

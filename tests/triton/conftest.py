@@ -53,7 +53,9 @@ def embedded(alike_repository: Path) -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="session")
 def before_triton(alike_repository: Path, bare_triton: Endpoint) -> Iterator[Endpoint]:
-    with gateway(alike_repository, *OPEN, "--triton", bare_triton.grpc) as served:
+    # asleep, a model would be gone from the bare server, too
+    awake = ("--idle-timeout-s", "86400")
+    with gateway(alike_repository, *OPEN, *awake, "--triton", bare_triton.grpc) as served:
         yield _endpoint(served)
         assert served.stop() == 0
 

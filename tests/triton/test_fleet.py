@@ -107,3 +107,27 @@ def test_requests_wait_for_the_only_triton_or_are_refused_at_their_deadlines(
             os.kill(server.pid, signal.SIGKILL)
         with pytest.raises(InferenceServerException, match=r"(?i)deadline"):
             ask(client, 4.0, timeout_s=1.0)
+
+
+def test_nobody_fails_where_one_of_two_tritons_stops_to_answer(repository: Path) -> None:
+    with (
+        running(repository) as first,
+        running(repository) as second,
+        gateway(repository, "--triton", f"{first.address},{second.address}") as served,
+        triton.InferenceServerClient(first.address) as one,
+        triton.InferenceServerClient(second.address) as other,
+        Crowd(served.url, 8) as crowd,
+    ):
+        eventually(lambda: crowd.answered > 100)
+        stalled, holder = (first, one) if one.is_model_ready("m") else (second, other)
+        os.kill(stalled.pid, signal.SIGSTOP)
+        try:
+            before = crowd.answered
+            eventually(lambda: crowd.answered > before + 100)
+            assert served.metric("tidegate_engine_up", engine=stalled.address) == 0
+        finally:
+            os.kill(stalled.pid, signal.SIGCONT)
+        eventually(lambda: served.metric("tidegate_engine_up", engine=stalled.address) == 1)
+        # what it was not told while it was away
+        assert not holder.is_model_ready("m")
+    assert crowd.wrong == []

@@ -19,6 +19,8 @@ from gateway.engine.own_triton import OwnTriton
 from gateway.engine.process import TritonProcess
 from gateway.engine.triton import TritonEngine
 from gateway.errors import EngineUnavailable, StartError
+from gateway.fleet import Node
+from gateway.lifecycle.supervisor import supervise
 from gateway.placement import EngineKind
 from gateway.repository.reader import read_model
 from tests.gateway.onnx_models import identity, put
@@ -48,7 +50,7 @@ class Scripted:
         await self.died.wait()
         return -9
 
-    async def stop(self) -> None:
+    async def stop(self, within_s: float = 20.0) -> None:
         self.log.append("stop")
 
     def memory_bytes(self) -> int:
@@ -175,5 +177,39 @@ def test_real_server_is_there_only_while_it_has_a_model(tmp_path: Path) -> None:
             (y,) = await own.infer(reading.key, [x], ["y"])
             np.testing.assert_array_equal(y.data, x.data)
             assert said == ["the Triton server has ended with -9"]
+
+    asyncio.run(story())
+
+
+@pytest.mark.usefixtures("real_triton")
+def test_real_server_that_stops_to_answer_is_killed_and_its_requests_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "m", identity(), ONE)
+    (reading,) = read_model(tmp_path, "m", {EngineKind.TRITON}).versions
+    monkeypatch.setattr("gateway.engine.triton.PROBE_TIMEOUT_S", 0.1)
+
+    async def story() -> None:
+        process = TritonProcess(tritonserver.find(ENV), tmp_path)
+        own = OwnTriton(process, TritonEngine(process.address))
+        node = Node("own", EngineKind.TRITON, own)
+        supervisor = asyncio.create_task(supervise(node, own, lambda: None))
+        x = Tensor("x", "FP32", np.ones((1, 3), np.float32))
+        try:
+            await own.load(reading)
+            os.kill(process.pid, signal.SIGSTOP)
+            waiting = asyncio.create_task(own.infer(reading.key, [x], ["y"]))
+            await asyncio.sleep(0.1)
+            node.suspect("nothing came from it")
+            with pytest.raises(EngineUnavailable, match="given up"):
+                await waiting
+            await own.load(reading)
+            (y,) = await own.infer(reading.key, [x], ["y"])
+            np.testing.assert_array_equal(y.data, x.data)
+        finally:
+            supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await supervisor
+            await own.close()
 
     asyncio.run(story())
