@@ -122,7 +122,7 @@ async def _serve(
         defaults = Defaults(
             settings.idle_timeout_s, settings.max_replicas, settings.target_concurrency
         )
-        reconciler = Reconciler(registry, engines.fleet, defaults, schedule)
+        reconciler = Reconciler(registry, engines.fleet, defaults, schedule, metrics.cold_starts)
         control_loop = tasks.create_task(reconciler.run(), name="reconciler")
         tasks.create_task(http_server.run(), name="http")
         watches = [tasks.create_task(engines.watch(control.adopt), name="watch over engines")]

@@ -123,8 +123,13 @@ _GAUGES: tuple[tuple[str, str, Callable[[ModelRow, ModelStats], float]], ...] = 
     ),
     (
         "tidegate_model_bytes",
-        "Memory of a loaded model, by the size of its files",
+        "Memory of a model, all copies together: what their loads took, or are to take",
         lambda row, _stats: row.resident_bytes,
+    ),
+    (
+        "tidegate_model_waiting",
+        "Requests that wait until the model is loaded",
+        lambda row, _stats: row.waiting,
     ),
 )
 # name, help, the histogram, and what to multiply its seconds with
@@ -170,6 +175,12 @@ def _lines(metrics: Metrics) -> Iterator[str]:
             yield f'{name}{{{labels},cause="{cause}"}} {count}'
     rows = metrics.rows()
     yield from _engines(metrics.engines(), rows)
+    name = "tidegate_replica_bytes"
+    yield from _head(name, "gauge", "Memory of one copy of a model, or what is set aside for it")
+    for row in rows:
+        for replica in row.replicas:
+            labels = f'{models[row.key][0]},engine="{_escaped(replica.engine)}"'
+            yield f"{name}{{{labels}}} {replica.bytes}"
     name = "tidegate_requests_overloaded_total"
     yield from _head(name, "counter", "Requests refused at the door, by the model that was full")
     for model in {"": 0, **metrics.overloaded}:
@@ -186,6 +197,10 @@ def _lines(metrics: Metrics) -> Iterator[str]:
             buckets, total = pick(stats).exposed()
             scaled = [(bound * scale, count) for bound, count in buckets]
             yield from _histogram(name, labels, scaled, total * scale)
+    name = "tidegate_cold_start_seconds"
+    yield from _head(name, "histogram", "Loads that requests have waited for, by phase")
+    for phase, histogram in metrics.cold_starts.items():
+        yield from _histogram(name, f'phase="{phase}"', *histogram.exposed())
     name = "tidegate_batch_rows"
     yield from _head(name, "histogram", "Batch elements in an executed batch")
     for labels, stats in used:

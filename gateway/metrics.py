@@ -23,6 +23,10 @@ LATENCY_BOUNDS_S = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
+COLD_START_BOUNDS_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
 MAX_RESPONSES = 256  # answers of one request, to a decoupled model, that are told apart
 
 
@@ -33,6 +37,14 @@ class FailureReason(StrEnum):
     CANCELED = "CANCELED"
     BACKEND = "BACKEND"
     OTHER = "OTHER"
+
+
+class Phase(StrEnum):
+    """What a cold start consists of, one after the other."""
+
+    WAIT = "wait"  # until an engine has room
+    LOAD = "load"
+    FIRST_RUN = "first_run"
 
 
 _REASONS: Mapping[FailureReason, tuple[type[Exception], ...]] = {
@@ -217,12 +229,14 @@ class Metrics:
     """The figures of every model, and those of the whole gateway.
 
     `overloaded` counts requests that found the gateway full, by the model whose own bound was
-    reached; "" is the bound on all of them together.
+    reached; "" is the bound on all of them together. `cold_starts` has the seconds of loads that
+    requests have waited for, by phase.
     """
 
     def __init__(self) -> None:
         self.models: dict[ModelKey, ModelStats] = {}
         self.overloaded: Counter[str] = Counter()
+        self.cold_starts = {phase: Histogram(COLD_START_BOUNDS_S) for phase in Phase}
         self.rows: Callable[[], Sequence[ModelRow]] = tuple
         self.engines: Callable[[], Sequence[EngineRow]] = tuple
 

@@ -22,6 +22,7 @@ from gateway.core import (
 from gateway.engine.base import Engine
 from gateway.errors import EngineUnavailable, ModelLost
 from gateway.fleet import Node
+from gateway.metrics import Histogram
 from gateway.rows import ReplicaRow
 from gateway.sequence import SequenceMark
 
@@ -44,6 +45,7 @@ class Replica:
     running: int = 0
     lost: bool = False
     run_s: float = 0.0  # what a run of its takes, lately
+    first_run: Histogram | None = None  # where its first run is to be counted
     _one_less: asyncio.Event = field(default_factory=asyncio.Event)
 
     @contextmanager
@@ -57,7 +59,11 @@ class Replica:
         finally:
             self.running -= 1
             self.node.run_ends()
-            self.run_s += LATELY * (time.perf_counter() - started - self.run_s)
+            took_s = time.perf_counter() - started
+            self.run_s += LATELY * (took_s - self.run_s)
+            if self.first_run is not None:
+                self.first_run.observe(took_s)
+                self.first_run = None
             self._one_less.set()
 
     @property

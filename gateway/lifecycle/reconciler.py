@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 from gateway.batching.scheduler import Schedule
@@ -27,6 +27,7 @@ from gateway.lifecycle.policy import (
     decide,
     retry_after_s,
 )
+from gateway.metrics import Histogram, Phase
 from gateway.placement import Cause, EngineKind
 from gateway.registry import Registry
 from gateway.replicas import Replica
@@ -42,13 +43,19 @@ class Reconciler:
     """Moves model versions between cold and ready, as `decide` says."""
 
     def __init__(
-        self, registry: Registry, fleet: Fleet, defaults: Defaults, schedule: Schedule
+        self,
+        registry: Registry,
+        fleet: Fleet,
+        defaults: Defaults,
+        schedule: Schedule,
+        cold_starts: Mapping[Phase, Histogram],
     ) -> None:
         self._registry = registry
         self._fleet = fleet
         self._defaults = defaults
         self._autoscaler = Autoscaler(defaults)
         self._schedule = schedule
+        self._cold_starts = cold_starts
 
     async def run(self) -> None:
         """Decide whenever somebody pokes or a decision falls due, until cancelled.
@@ -128,7 +135,11 @@ class Reconciler:
                 tasks.create_task(work, name=f"unload {entry.key}")
 
     async def _load(self, entry: Entry, replica: Replica, tasks: asyncio.TaskGroup) -> None:
-        started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        # an ensemble's members have cold starts of their own
+        cold = bool(entry.waiting) and replica.node is not NOWHERE
+        waited_s = started - entry.waiting_since
         try:
             loaded = await self._open(entry.reading, replica)
         except asyncio.CancelledError:
@@ -151,12 +162,16 @@ class Reconciler:
             entry.replicas.remove(replica)
             self._load_failed(entry, f"{type(error).__name__}: {error}")
         else:
-            took = time.perf_counter() - started
+            took = loop.time() - started
             entry.failures, entry.retry_at = 0, 0.0
             self._loaded(entry, replica, loaded, took)
+            if cold:
+                self._cold_starts[Phase.WAIT].observe(waited_s)
+                self._cold_starts[Phase.LOAD].observe(took)
+                replica.first_run = self._cold_starts[Phase.FIRST_RUN]
             entry.spec = loaded.spec
             entry.scheduler = self._schedule(entry.spec, entry.stats, entry.replicas, tasks)
-            entry.last_used = entry.loaded_at = asyncio.get_running_loop().time()
+            entry.last_used = entry.loaded_at = loop.time()
             entry.loaded, entry.fallback = entry.reading, None
             # asked for meanwhile, a newer reading still has to be loaded
             entry.load_requested = entry.load_requested and entry.stale
@@ -166,7 +181,8 @@ class Reconciler:
 
     async def _load_another(self, entry: Entry, replica: Replica) -> None:
         """Load one more copy of a version that is ready; where that fails it does without."""
-        started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
             loaded = await replica.node.engine.load(entry.reading)
         except asyncio.CancelledError:
@@ -176,13 +192,13 @@ class Reconciler:
             if isinstance(error, EngineUnavailable):
                 replica.node.suspect(str(error))
             entry.replicas.remove(replica)
-            entry.copy_retry_at = asyncio.get_running_loop().time() + COPY_RETRY_S
+            entry.copy_retry_at = loop.time() + COPY_RETRY_S
             log.error("cannot load another copy of %s: %s", entry.key, error)
         else:
             if entry.scheduler is None or entry.reading is not entry.loaded:
                 await self._forget(entry, replica)  # the version has left memory meanwhile
             else:
-                self._loaded(entry, replica, loaded, time.perf_counter() - started)
+                self._loaded(entry, replica, loaded, loop.time() - started)
                 entry.scheduler.resize(entry.replicas.serving)
         self._registry.poke()
 

@@ -196,7 +196,9 @@ class House:
             nodes or [Node("embedded", EngineKind.EMBEDDED, engine)], self.registry.poke
         )
         defaults = Defaults(idle_timeout_s)
-        self.reconciler = Reconciler(self.registry, self.fleet, defaults, schedule)
+        self.reconciler = Reconciler(
+            self.registry, self.fleet, defaults, schedule, self.metrics.cold_starts
+        )
         self.admission = Admission(router, max_inflight, per_model, self.metrics)
 
     def publish(self, *specs: ModelSpec) -> None:

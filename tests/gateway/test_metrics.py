@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as triton
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.core import ModelKey
+from gateway.core import ModelKey, ModelState
 from gateway.errors import Overloaded
 from gateway.exposition import exposition
 from gateway.metrics import Metrics
@@ -131,6 +131,27 @@ def test_every_histogram_counts_what_has_been_seen() -> None:
             assert seen.of("tidegate_compute_seconds_bucket", model="m", le="0.025") == 2
             assert seen.of("nv_inference_first_response_histogram_ms_bucket", le="+Inf") == 2
             assert seen.of("nv_model_load_duration_secs", model="m") >= 0
+
+    simulate(story())
+
+
+def test_a_cold_start_is_counted_by_phase_and_a_load_that_nobody_waits_for_is_none() -> None:
+    async def story() -> None:
+        engine = FakeEngine(loads=[Ok(2.0), Ok(7.0)], runs=[Ok(0.5), Ok(0.02)])
+        async with house(spec(), spec("asked"), engine=engine) as h:
+            await h.ask(1)
+            await h.ask(2)
+            h.entry("asked").load_requested = True
+            h.registry.poke()
+            await h.state(ModelState.READY, "asked")
+            await h.ask(3, model="asked")
+            seen, name = page(h.metrics), "tidegate_cold_start_seconds"
+            for phase in ("wait", "load", "first_run"):
+                assert seen.of(f"{name}_count", phase=phase) == 1
+            assert seen.of(f"{name}_sum", phase="load") == pytest.approx(2.0)
+            copy = {"model": "m", "engine": "embedded"}
+            assert seen.of("tidegate_replica_bytes", **copy) == 1000
+            assert seen.of("tidegate_model_waiting", model="m") == 0
 
     simulate(story())
 

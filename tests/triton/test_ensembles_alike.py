@@ -351,7 +351,9 @@ def test_ensembles_are_run_here_and_decoupled_ones_in_triton(
         router = Router(registry)
         schedule = partial(make_scheduler, router, 60.0, ResponseCache(0))
         fleet = Fleet([Node("triton", EngineKind.TRITON, engine)])
-        reconciling = asyncio.create_task(Reconciler(registry, fleet, Defaults(), schedule).run())
+        reconciling = asyncio.create_task(
+            Reconciler(registry, fleet, Defaults(), schedule, Metrics().cold_starts).run()
+        )
         x = Tensor("x", "FP32", np.ones((1, 3), np.float32))
         deadline = asyncio.get_running_loop().time() + 60
         answers = [
