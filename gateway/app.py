@@ -125,7 +125,7 @@ async def _serve(
         reconciler = Reconciler(registry, engines.fleet, defaults, schedule, metrics.cold_starts)
         control_loop = tasks.create_task(reconciler.run(), name="reconciler")
         tasks.create_task(http_server.run(), name="http")
-        watches = [tasks.create_task(engines.watch(control.adopt), name="watch over engines")]
+        watches = [tasks.create_task(engines.watch(control.join), name="watch over engines")]
         if settings.watch and isinstance(engines.catalogue, FolderCatalogue):
             watching = watch_folder(settings.repository, control.refresh)
             watches.append(tasks.create_task(watching, name="watch over the repository"))

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +32,16 @@ from gateway.lifecycle.control import Catalogue
 from gateway.lifecycle.discovery import follow
 from gateway.lifecycle.health import STALLED_AFTER_S, watch
 from gateway.lifecycle.supervisor import supervise
+from gateway.lifecycle.triton_catalogue import TritonCatalogue
 from gateway.placement import EngineKind
 from gateway.repository.catalogue import FolderCatalogue
 
 log = logging.getLogger(__name__)
 
 DNS = "dns:"
+TRITON_LOADS_AT_ONCE = 4  # as many threads as Triton loads with; more would wait in the server
 
-Adopt = Callable[[Mapping[str, Sequence[str]]], None]
+Adopt = Callable[[Mapping[str, Sequence[str]]], Awaitable[None]]
 _Watch = Callable[[Adopt], Coroutine[Any, Any, None]]
 
 
@@ -80,7 +90,7 @@ async def open_fleet(settings: Settings, changed: Callable[[], None]) -> AsyncIt
                 )
             )
         watchers: list[_Watch] = []
-        tritons = []
+        tritons: list[tuple[Node, TritonEngine]] = []
         for address in settings.triton.split(",") if settings.triton else ():
             if address.startswith(DNS):
                 _named_tritons(address.removeprefix(DNS), settings, fleet, watchers, stack)
@@ -105,7 +115,7 @@ async def open_fleet(settings: Settings, changed: Callable[[], None]) -> AsyncIt
             own = [f"{settings.spawn_triton} of its own"] if settings.spawn_triton else []
             title += f" with Triton: {', '.join([*filter(None, [settings.triton]), *own])}"
             if tritons and not settings.repository_given:
-                catalogue = tritons[0]
+                catalogue = TritonCatalogue(tritons)
         yield Engines(title, fleet, catalogue, await _held(fleet), watchers)
 
 
@@ -117,14 +127,14 @@ def _share_bytes(settings: Settings) -> int:
 
 def _triton(
     address: str, settings: Settings, fleet: Fleet, watchers: list[_Watch], stack: AsyncExitStack
-) -> TritonEngine:
+) -> tuple[Node, TritonEngine]:
     """Take a Triton server that somebody else runs into the fleet."""
     triton = TritonEngine(address)
     stack.push_async_callback(triton.close)
     node = _node(address, triton, settings.triton_memory_bytes or 0)
     fleet.add(node)
     watchers.append(lambda adopt: watch(node, triton, fleet.changed, partial(_adopt, adopt, node)))
-    return triton
+    return node, triton
 
 
 def _named_tritons(
@@ -181,11 +191,13 @@ def _own_triton(
 
 
 def _node(name: str, engine: Engine, budget_bytes: int) -> Node:
-    return Node(name, EngineKind.TRITON, engine, budget_bytes, stalled_after_s=STALLED_AFTER_S)
+    return Node(
+        name, EngineKind.TRITON, engine, budget_bytes, TRITON_LOADS_AT_ONCE, STALLED_AFTER_S
+    )
 
 
 async def _adopt(adopt: Adopt, node: Node) -> None:
-    adopt(await _held([node]))
+    await adopt(await _held([node]))
 
 
 async def _held(nodes: Iterable[Node]) -> dict[str, list[str]]:

@@ -24,9 +24,9 @@ class Node:
     """One engine, and how it is.
 
     `up` says that it answers, as far as is known, and `reason` why it does not: whoever watches
-    over it writes that. `seen` says that it has answered once. A `leaving` one takes no more loads,
-    and goes once it holds nothing. One that has runs and ends none of them for `stalled_after_s` is
-    suspected.
+    over it writes that. `seen` says that it has answered once. It `offers` the models of these
+    names (None: all). A `leaving` one takes no more loads, and goes once it holds nothing. One that
+    has runs and ends none of them for `stalled_after_s` is suspected.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Node:
         self.up = True
         self.seen = False
         self.leaving = False
+        self.offers: frozenset[str] | None = None
         self.reason = ""
         # set by whoever saw it fail, for who watches over it
         self.suspected = asyncio.Event()
@@ -97,6 +98,7 @@ class Node:
             self.loads_at_once,
             seen=self.seen,
             reason=self.reason,
+            offers=self.offers,
         )
 
 

@@ -88,8 +88,8 @@ class EngineRow:
     """One engine of the fleet. `budget_bytes` 0 sets no bound.
 
     One that is not `up` takes no loads: it does not answer (`reason` says why; `seen` that it once
-    did), or is on its way out (`leaving`). At most `loads_at_once` copies are loaded into it at a
-    time (0: no bound).
+    did), or is on its way out (`leaving`). It takes the models that it `offers` (None: all). At
+    most `loads_at_once` copies are loaded into it at a time (0: no bound).
     """
 
     name: str
@@ -100,6 +100,7 @@ class EngineRow:
     loads_at_once: int = 0
     seen: bool = True
     reason: str = ""
+    offers: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class TritonEngine:
     the model, the last one to go unloads it. A server that does not let its models be controlled
     serves those that it has ready.
 
-    It is a catalogue, too: of what the server finds in its own repository.
+    It knows the models that the server finds in its own repository, too.
     """
 
     def __init__(self, address: str) -> None:
@@ -242,10 +242,6 @@ class TritonEngine:
     async def ready_names(self) -> list[str]:
         """Return the names of the models that Triton has ready now."""
         return sorted({model.name for model in await self._index() if model.state == "READY"})
-
-    async def has(self, name: str) -> bool:
-        """Return whether Triton's repository has a model of this name."""
-        return name in await self.names()
 
     async def read(self, name: str, override: Override | None = None) -> ModelListing:
         """Return a model as Triton describes it; what keeps it from loading becomes `error`.

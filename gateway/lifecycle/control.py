@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from gateway.core import ModelState, Override
 from gateway.entry import IN_MEMORY, Entry
-from gateway.errors import LoadFailed, ModelNotFound, RepositoryError
+from gateway.errors import LoadFailed, ModelNotFound, RepositoryError, TidegateError
 from gateway.registry import Registry
 from gateway.repository.overrides import Files, OverrideFiles
 from gateway.repository.reader import ModelListing
@@ -72,6 +72,14 @@ class RepositoryControl:
                 log.warning("%s/%s is ignored: no whole number > 0 without leading 0", name, folder)
             if listing.error:
                 log.error("model %s cannot be served: %s", name, listing.error)
+
+    async def join(self, held: Mapping[str, Iterable[str]]) -> None:
+        """Take in what engines bring along that are there only now, or again."""
+        try:
+            await self.read_all()
+        except TidegateError as error:
+            log.error("cannot look for new models: %s", error)
+        self.adopt(held)
 
     def adopt(self, held: Mapping[str, Iterable[str]]) -> None:
         """Take over models that engines have ready already: they sleep when nobody uses them."""

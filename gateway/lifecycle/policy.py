@@ -179,7 +179,7 @@ class _Table:
         """Load a copy that is wanted, or make room for it."""
         row, size = need.row, need.row.size_bytes
         held = {replica.engine for replica in row.replicas}
-        fit = [space for space in self.spaces.values() if space.engine.kind is row.kind]
+        fit = [space for space in self.spaces.values() if space.takes(row)]
         usable = [space for space in fit if space.usable and space.engine.name not in held]
         wide = [space for space in usable if size <= space.budget - space.pinned]
         if need.urgency is _Urgency.WAITED_FOR and not wide:

@@ -43,6 +43,11 @@ class Space:
         """Whether anything may be loaded here."""
         return self.engine.up and not self.engine.leaving
 
+    def takes(self, row: ModelRow) -> bool:
+        """Whether the engine is one that can run this version."""
+        offers = self.engine.offers
+        return self.engine.kind is row.kind and (offers is None or row.key.name in offers)
+
     @property
     def may_load(self) -> bool:
         """Whether one more load may begin."""

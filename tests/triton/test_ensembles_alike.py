@@ -24,6 +24,7 @@ from gateway.fleet import Fleet, Node
 from gateway.lifecycle.control import RepositoryControl
 from gateway.lifecycle.policy import Defaults
 from gateway.lifecycle.reconciler import Reconciler
+from gateway.lifecycle.triton_catalogue import TritonCatalogue
 from gateway.metrics import Metrics
 from gateway.placement import EngineKind
 from gateway.registry import Registry
@@ -340,9 +341,11 @@ def test_ensembles_are_run_here_and_decoupled_ones_in_triton(
 ) -> None:
     async def story(address: str) -> None:
         engine = TritonEngine(address)
+        node = Node("triton", EngineKind.TRITON, engine)
         folder = FolderCatalogue(streaming, {EngineKind.TRITON})
+        told = TritonCatalogue([(node, engine)])
         registry = Registry(Metrics())
-        control = RepositoryControl(folder if described_by == "folder" else engine, registry)
+        control = RepositoryControl(folder if described_by == "folder" else told, registry)
         await control.read_all()
         assert await engine.ready_names() == []
         chain, tail = registry.find("chain").spec, registry.find("tail").spec
@@ -350,7 +353,7 @@ def test_ensembles_are_run_here_and_decoupled_ones_in_triton(
         assert (chain.decoupled, tail.decoupled, tail.forwarded) == (False, True, True)
         router = Router(registry)
         schedule = partial(make_scheduler, router, 60.0, ResponseCache(0))
-        fleet = Fleet([Node("triton", EngineKind.TRITON, engine)])
+        fleet = Fleet([node])
         reconciling = asyncio.create_task(
             Reconciler(registry, fleet, Defaults(), schedule, Metrics().cold_starts).run()
         )

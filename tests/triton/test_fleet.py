@@ -28,10 +28,12 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ask(client: triton.InferenceServerClient, value: float, timeout_s: float = 30.0) -> float:
+def ask(
+    client: triton.InferenceServerClient, value: float, timeout_s: float = 30.0, model: str = "m"
+) -> float:
     x = triton.InferInput("x", [1, 3], "FP32")
     x.set_data_from_numpy(np.full((1, 3), value, np.float32))
-    return float(client.infer("m", [x], client_timeout=timeout_s).as_numpy("y")[0, 0])
+    return float(client.infer(model, [x], client_timeout=timeout_s).as_numpy("y")[0, 0])
 
 
 class Crowd:
@@ -131,3 +133,31 @@ def test_nobody_fails_where_one_of_two_tritons_stops_to_answer(repository: Path)
         # what it was not told while it was away
         assert not holder.is_model_ready("m")
     assert crowd.wrong == []
+
+
+def test_models_of_tritons_with_repositories_of_their_own_run_where_they_are(
+    tmp_path: Path,
+) -> None:
+    for name, models in (("first", ("a", "both")), ("second", ("b", "both"))):
+        for model in models:
+            put(tmp_path / name, model, identity(), ONE)
+    with (
+        running(tmp_path / "first") as first,
+        running(tmp_path / "second") as second,
+        gateway(
+            None,
+            *("--triton", f"{first.address},127.0.0.1:1,{second.address}"),
+            "--allow-repository-control",
+        ) as served,
+        triton.InferenceServerClient(served.url) as client,
+    ):
+        index = client.get_model_repository_index()
+        assert [model.name for model in index.models] == ["a", "b", "both"]
+        for model in ("a", "b", "both"):
+            assert ask(client, 1.0, model=model) == 1.0
+        for model, server in (("a", first), ("b", second)):
+            with triton.InferenceServerClient(server.address) as bare:
+                assert bare.is_model_ready(model)
+        put(tmp_path / "second", "new", identity(), ONE)
+        client.load_model("new")
+        assert ask(client, 2.0, model="new") == 2.0
