@@ -59,14 +59,22 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
 
 
+def own_bytes(pid: int | str = "self") -> int:
+    """Return the resident memory that a process holds for itself alone.
+
+    Mapped files are not counted: the system takes their pages back when it needs them.
+    """
+    _, resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
+    return (int(resident) - int(shared)) * _PAGE
+
+
 def family_bytes(pid: int) -> int:
-    """Return the memory that a process and its children hold for themselves alone."""
+    """Return what a process and its children hold for themselves alone."""
     try:
-        _, resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
+        own = own_bytes(pid)
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0
-    own = (int(resident) - int(shared)) * _PAGE
     return own + sum(family_bytes(int(child)) for child in children)
 
 
@@ -84,7 +92,7 @@ class Meter:
     upwards: pages that a load leaves untouched, or finds free from before, are needed in the end.
     """
 
-    def __init__(self, in_use: Callable[[], int] = resident_bytes) -> None:
+    def __init__(self, in_use: Callable[[], int] = own_bytes) -> None:
         self._in_use = in_use
         self._under_way = 0
         self._disturbances = 0

@@ -23,7 +23,7 @@ from gateway.core import (
 )
 from gateway.engine import plan, providers
 from gateway.engine.base import Loaded
-from gateway.engine.budget import Meter, gpu_bytes_in_use, resident_bytes
+from gateway.engine.budget import Meter, gpu_bytes_in_use, own_bytes
 from gateway.engine.model import OpenModel
 from gateway.engine.onnx_opener import OnnxOpener, Opened
 from gateway.engine.warm_up import warm_up
@@ -104,7 +104,7 @@ class EmbeddedEngine:
             session_threads=0 if share_threads else threads,
         )
         self.on_gpu = providers.CUDA in onnxruntime.get_available_providers()
-        self._meter = Meter(gpu_bytes_in_use if self.on_gpu else resident_bytes)
+        self._meter = Meter(gpu_bytes_in_use if self.on_gpu else own_bytes)
         self._models: dict[ModelKey, OpenModel] = {}
         self._runs = ThreadPoolExecutor(max(4, cores), thread_name_prefix="infer")
         self.loads_at_once = max(1, cores // 2)

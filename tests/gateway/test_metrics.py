@@ -20,7 +20,7 @@ from gateway.exposition import exposition
 from gateway.metrics import Metrics
 from tests.gateway.fakes import FakeEngine, Ok, dynamic, house, spec
 from tests.gateway.onnx_models import identity, put
-from tests.gateway.process import gateway
+from tests.gateway.process import eventually, gateway
 from tests.simulated_loop import simulate
 from tests.triton.server import running, why_not
 
@@ -88,8 +88,14 @@ def test_triton_and_the_gateway_publish_the_same_for_the_same_requests(tmp_path:
             for name in ("m", "tagged", "impatient"):
                 client.load_model(name)
         requests(process.address)
-        with urllib.request.urlopen(process.metrics_url, timeout=10) as answer:
-            theirs = Page(answer.read().decode())
+
+        def page_of_triton() -> Page:
+            with urllib.request.urlopen(process.metrics_url, timeout=10) as answer:
+                return Page(answer.read().decode())
+
+        # Triton counts after it has answered
+        eventually(lambda: page_of_triton().of("nv_inference_request_failure") > 0)
+        theirs = page_of_triton()
     with gateway(tmp_path) as served:
         requests(served.url)
         ours = Page(served.get("/metrics")[1])
