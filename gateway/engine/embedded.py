@@ -24,6 +24,7 @@ from gateway.core import (
 from gateway.engine import plan, providers
 from gateway.engine.base import Loaded
 from gateway.engine.budget import Meter, gpu_bytes_in_use, own_bytes
+from gateway.engine.memory import bound_leftovers
 from gateway.engine.model import OpenModel
 from gateway.engine.onnx_opener import OnnxOpener, Opened
 from gateway.engine.warm_up import warm_up
@@ -90,6 +91,7 @@ class EmbeddedEngine:
         share_threads: bool = True,
     ) -> None:
         check_one_runtime()
+        bound_leftovers()
         import onnxruntime  # 0.13 s, and absent where the gateway only fronts other servers
 
         cores = len(os.sched_getaffinity(0))
