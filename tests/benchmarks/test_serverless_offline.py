@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from benchmarks.serverless_offline import belady_hits, lru_hits, poisson, zipf
+from benchmarks.serverless_offline import belady_hits, lru_hits, poisson, popular_hits, zipf
 
 
 def best_hits(trace: tuple[int, ...], slots: int) -> int:
@@ -56,3 +56,9 @@ def test_a_seed_gives_one_trace() -> None:
     due_s = poisson(150.0, 9000, 1)
     assert all(before < after for before, after in itertools.pairwise(due_s))
     assert abs(due_s[-1] - 60) < 3
+
+
+def test_to_know_the_popular_ones_beats_lru_and_not_belady() -> None:
+    trace = zipf(1000, 9000, 5).tolist()
+    assert lru_hits(trace, 20) < popular_hits(trace, 20) < belady_hits(trace, 20)
+    assert popular_hits([0, 1, 5, 5, 6, 1, 5], 3) == 2  # the second 5, the second 1
