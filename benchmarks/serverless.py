@@ -28,6 +28,8 @@ from benchmarks import (
     provenance,
     serverless_cold,
     serverless_hot,
+    serverless_kill,
+    serverless_overload,
     serverless_zipf,
 )
 from benchmarks.bars import Outcome
@@ -55,6 +57,11 @@ ROWS: dict[str, Measure] = {
     ),
     "hot": lambda scratch, rounds, quick: serverless_hot.measure(
         scratch, rounds, 3.0 if quick else serverless_hot.SECONDS
+    ),
+    "kill": lambda scratch, rounds, _: serverless_kill.measure_kill(scratch, rounds),
+    "only": lambda scratch, rounds, _: serverless_kill.measure_only(scratch, rounds),
+    "overload": lambda scratch, rounds, quick: serverless_overload.measure(
+        scratch, rounds, 5.0 if quick else serverless_overload.SECONDS
     ),
     "day": _simulated("serverless_day"),
     "decision": _simulated("serverless_decision"),

@@ -20,7 +20,7 @@ SMALL_BYTES = 256_000  # what a small model is said to take
 ECHO, ECHO_WIDTH = "echo", 4
 LARGER_WIDTH, LARGER_OUT = 784, 6400  # 20 MB of weights
 # Four convolutions of 64 channels: some milliseconds for each row, in a batch as well as alone.
-HEAVY, HEAVY_SIDE, HEAVY_CHANNELS, HEAVY_BATCH = "heavy", 16, 64, 8
+HEAVY, HEAVY_SIDE, HEAVY_CHANNELS, HEAVY_BATCH = "heavy", 64, 64, 8
 CNN = "cnn"
 # With 8 x 8 pixels a row costs 3 GFLOP, as in a ResNet-50, which has 100 MB of weights, too.
 CNN_PIXELS = 8
