@@ -98,6 +98,7 @@ def _round(served: Gateway, asked: Question, seed: int, seconds: float) -> dict[
         "goodput": round(rate, 1),
         "goodput_share": round(rate / peak, 4),
         "statuses": during.statuses(),
+        "refused_late_share": round(float(np.mean(at_once_s * 1e3 > REFUSED_LIMIT_MS)), 4),
         "refused_p50_ms": percentile_ms(at_once_s, 0.5),
         "refused_p99_ms": percentile_ms(at_once_s, 0.99),
         "answered_p99_ms": during.latency_ms(0.99),
