@@ -84,7 +84,8 @@ class BatchQueue(Generic[ItemT]):
 
         A full batch takes `batch_s`, `runs` of them run at a time, the last since `last_cut`. Says
         so only where it is known who goes before whom, and never of an item that the next batch may
-        hold: `refuse` looks at that.
+        hold: `refuse` looks at that. One batch more is counted, for those that take longer than
+        expected: who is let in should not be refused in the end.
         """
         policy = self._policy
         if policy.slo_s or policy.priority_levels:
