@@ -49,7 +49,7 @@ class Server:
 
     def cpu_s(self) -> float:
         """Return the CPU seconds used so far by the server and the processes it started."""
-        return sum(_cpu_s(pid) for pid in family(self.pid))
+        return sum(cpu_s(pid) for pid in family(self.pid))
 
     def memory_bytes(self) -> int:
         """Return the server's resident memory, without its children."""
@@ -143,7 +143,8 @@ def family(pid: int) -> set[int]:
     return found
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds used so far by a process; 0 once it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -9,7 +9,6 @@ that is told to load the same file, and asked. All files are in the page cache.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from benchmarks.serverless_gateway import (
     Gateway,
     gateway,
     reason_absent,
+    resident_bytes,
 )
 from benchmarks.serverless_models import (
     CNN,
@@ -114,7 +114,7 @@ def measure_start(scratch: Path, rounds: int) -> tuple[list[Outcome], dict[str, 
                 known = len(served.get(f"/tidegate/models?limit={2 * MODELS}")["models"])
                 if known != MODELS:
                     raise PeerError(f"the gateway knows {known} of {MODELS} models")
-                resident_mib.append(round(_resident(served.pid) / MIB, 1))
+                resident_mib.append(round(resident_bytes(served.pid) / MIB, 1))
             print(f"start    {ready_s[-1]:.2f} s, {resident_mib[-1]:.0f} MiB", flush=True)
     except (PeerError, OSError) as error:
         return [
@@ -226,11 +226,6 @@ def _timed_ms(action: Callable[[], object]) -> float:
 
 def _median(values: list[float]) -> float | None:
     return round(median(values), 2) if values else None
-
-
-def _resident(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

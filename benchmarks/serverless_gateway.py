@@ -17,7 +17,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.processes import PeerError, family, free_ports, running
+from benchmarks.processes import PeerError, cpu_s, family, free_ports, running
 from benchmarks.provenance import ROOT
 from gateway.engine import tritonserver
 from gateway.errors import StartError
@@ -40,6 +40,10 @@ class Gateway:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds used so far, by its tritonservers as well."""
+        return sum(cpu_s(pid) for pid in family(self.pid))
 
     def get(self, path: str) -> Any:
         """Return the JSON at a path. Raises `OSError` where there is none."""
@@ -132,6 +136,12 @@ def watching(look: Callable[[float], None], every_s: float) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def reason_absent() -> str:

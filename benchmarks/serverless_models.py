@@ -19,6 +19,8 @@ SMALL_WIDTH, SMALL_OUT = 200, 250  # 200 KB of weights
 SMALL_BYTES = 256_000  # what a small model is said to take
 ECHO, ECHO_WIDTH = "echo", 4
 LARGER_WIDTH, LARGER_OUT = 784, 6400  # 20 MB of weights
+# Four convolutions of 64 channels: some milliseconds for each row, in a batch as well as alone.
+HEAVY, HEAVY_SIDE, HEAVY_CHANNELS, HEAVY_BATCH = "heavy", 64, 64, 8
 CNN = "cnn"
 # With 8 x 8 pixels a row costs 3 GFLOP, as in a ResNet-50, which has 100 MB of weights, too.
 CNN_PIXELS = 8
@@ -58,6 +60,27 @@ def make_echo(root: Path, **parameters: str) -> None:
     own = {f"tidegate.{name}": value for name, value in parameters.items()}
     message = _model(graph).SerializeToString()
     _put(root, ECHO, message, ECHO_WIDTH, ECHO_WIDTH, own)
+
+
+def make_heavy(root: Path) -> None:
+    """Write the model whose runs are what a request costs."""
+    rng = np.random.default_rng([_SEED, HEAVY_SIDE])
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["image0"])]
+    stored = [numpy_helper.from_array(np.array([-1, 1, HEAVY_SIDE, HEAVY_SIDE]), "shape")]
+    channels = 1
+    for layer in range(4):
+        shape = (HEAVY_CHANNELS, channels, 3, 3)
+        weights = rng.normal(0, 1 / np.sqrt(9 * channels), shape).astype(np.float32)
+        stored.append(numpy_helper.from_array(weights, f"w{layer}"))
+        ends = [f"image{layer}", f"w{layer}"], [f"image{layer + 1}"]
+        nodes.append(helper.make_node("Conv", *ends, pads=[1, 1, 1, 1]))
+        channels = HEAVY_CHANNELS
+    nodes.append(helper.make_node("GlobalAveragePool", ["image4"], ["mean"]))
+    nodes.append(helper.make_node("Flatten", ["mean"], ["y"]))
+    width = HEAVY_SIDE**2
+    graph = helper.make_graph(nodes, HEAVY, *_ends(width, HEAVY_CHANNELS), stored)
+    message = _model(graph).SerializeToString()
+    _put(root, HEAVY, message, width, HEAVY_CHANNELS, max_batch_size=HEAVY_BATCH)
 
 
 def make_cnn(root: Path) -> None:
@@ -116,6 +139,7 @@ def _put(
     width_in: int,
     width_out: int,
     parameters: Mapping[str, str] | None = None,
+    max_batch_size: int = 64,
 ) -> None:
     folder = root / name / "1"
     folder.mkdir(parents=True)
@@ -127,7 +151,7 @@ def _put(
     (folder.parent / "config.pbtxt").write_text(
         f'name: "{name}"\n'
         'platform: "onnxruntime_onnx"\n'
-        "max_batch_size: 64\n"
+        f"max_batch_size: {max_batch_size}\n"
         f'input [ {{ name: "x" data_type: TYPE_FP32 dims: [ {width_in} ] }} ]\n'
         f'output [ {{ name: "y" data_type: TYPE_FP32 dims: [ {width_out} ] }} ]\n'
         "instance_group [ { count: 1 kind: KIND_CPU } ]\n"

@@ -104,7 +104,7 @@ class Entry:
             kind=None if spec.steps and not spec.forwarded else spec.kind,
             placement=spec.placement,
             min_replicas=self.min_replicas,
-            size_bytes=spec.placement.memory_bytes or self.measured_bytes or spec.file_bytes,
+            size_bytes=self.measured_bytes or spec.placement.memory_bytes or spec.file_bytes,
             load_s=self.stats.last_load_s,
             loaded_at=self.loaded_at,
             waiting_since=self.waiting_since,

@@ -79,6 +79,22 @@ class BatchQueue(Generic[ItemT]):
         if item.timeout_s:
             self._timeouts.add(item.queued_at + item.timeout_s, item)
 
+    def hopeless(self, item: ItemT, now: float, last_cut: float, batch_s: float, runs: int) -> bool:
+        """Whether, behind all that wait already, an item would be answered after its deadline.
+
+        A full batch takes `batch_s`, `runs` of them run at a time, the last since `last_cut`. Says
+        so only where it is known who goes before whom, and never of an item that the next batch may
+        hold: `refuse` looks at that. One batch more is counted, for those that take longer than
+        expected: who is let in should not be refused in the end.
+        """
+        policy = self._policy
+        if policy.slo_s or policy.priority_levels:
+            return False
+        rows = sum(bucket.rows for bucket in self._buckets.values())
+        before = rows // policy.max_batch_size if policy.dynamic else self._size
+        end = max(now, last_cut + batch_s) + (before / runs + 2) * batch_s
+        return before > 0 and end > _latest(item, item.deadline)
+
     def discard(self, item: ItemT) -> None:
         """Take out an item whose caller has gone. Does nothing if it has left already."""
         if item.waiting:

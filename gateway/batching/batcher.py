@@ -117,6 +117,7 @@ class Batcher:
         self._ending = False  # nothing can be sent any more: the parent of the batches ends
         self._quiet_turns = 0
         self._gathering_since = 0.0
+        self._cut_at = 0.0
         self._gather_until = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -196,6 +197,8 @@ class Batcher:
             self._loop.create_future(),
             length,
         )
+        if deadline < math.inf and len(self._queue):
+            self._refuse_at_once(item, now)
         try:
             self._queue.push(item)
         except QueueFull as error:
@@ -212,6 +215,16 @@ class Batcher:
         elif not self._pump_due:
             self._pump_soon()
         return item
+
+    def _refuse_at_once(self, item: _Pending, now: float) -> None:
+        """Turn away a request behind so many that it cannot be in time, before it waits at all."""
+        rows = self._policy.max_batch_size if self._policy.dynamic else item.rows
+        batch_s = self._curve.predict(rows, now)
+        if self._queue.hopeless(item, now, self._cut_at, batch_s, self._slots):
+            self._stats.refused += 1
+            raise DeadlineExceeded(
+                "the request's deadline cannot be met: too many wait for the model already"
+            )
 
     def _bucket(self, request: InferRequest) -> tuple[object, ...]:
         if self._uniform and not (request.parameters and self._spec.parametric):
@@ -274,7 +287,7 @@ class Batcher:
             if not batch:
                 break
             self._free -= 1
-            self._gathering_since = now
+            self._gathering_since = self._cut_at = now
             self._tasks.create_task(self._run(batch), name=f"batch {self._spec.key}")
         due = queue.ready_at(now, finish) if self._free > 0 and len(queue) else queue.next_expiry()
         self._arm(min(due, self._deadlines.next()))

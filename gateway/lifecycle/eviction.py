@@ -9,7 +9,8 @@ from typing import NamedTuple
 from gateway.core import ModelState
 from gateway.rows import HALF_LIFE_S, ModelRow, ReplicaRow
 
-YOUTH_LOADS = 10.0  # so many of its load times a copy stays before it makes way for another
+YOUTH_LOADS = 10.0  # for so many of its load times a copy is young
+YOUTH_BITS = 1.0  # a young copy counts as worth twice as much
 LEAST_COST_S = 0.02  # a load that took less, or has not been timed, counts as this
 
 
@@ -44,18 +45,29 @@ def victims(
 ) -> list[Lodger] | None:
     """Return who makes way for `need` bytes, the least worth first; None where that cannot be.
 
-    Copies of versions that nobody uses now, and that have been there for a while. For a `starving`
-    model any but those that are wanted (`min_replicas`), waited for, or hold sequences.
+    Copies of versions that nobody uses now. A young one only where a grown one stays that is worth
+    twice as much: among equals each stays for a while, but who is asked for once in an hour does
+    not displace who is asked for every second (on the trace above, with loads of 4 ms: 0.46 hits
+    against 0.43). For a `starving` model any but those that are wanted (`min_replicas`), waited
+    for, or hold sequences.
     """
     ranked = []
+    dearest = max(
+        (worth(*each) for each in lodgers if grown_at(each.row) <= now), default=-math.inf
+    )
     for lodger in lodgers:
         row = lodger.row
         if not lodger.replica.bytes or not _may_go(row, now):
             continue
-        rank = 2 if row.in_flight or row.running else 1 if now < grown_at(row) else 0
+        value, rank = worth(*lodger), 0
+        if now < grown_at(row):
+            value += YOUTH_BITS
+            rank = int(value >= dearest)
+        if row.in_flight or row.running:
+            rank = 2
         if rank and not starving:
             continue
-        ranked.append((rank, worth(*lodger), row.key, lodger))
+        ranked.append((rank, value, row.key, lodger))
     ranked.sort(key=lambda each: each[:3])
     chosen: list[Lodger] = []
     freed = 0

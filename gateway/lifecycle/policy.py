@@ -192,6 +192,8 @@ class _Table:
             if best.may_load:
                 best.take(row)
                 self.actions.append(Load(row.key, best.engine.name))
+            else:
+                best.queue(size)
             return
         self._make_room(need, wide)
 
@@ -200,12 +202,14 @@ class _Table:
         starving = need.urgency is _Urgency.WAITED_FOR and self.now >= need.since + STARVING_S
         for space in wide:
             if size <= space.free + space.freeing:
-                space.claim(size)  # room is being made already
+                space.queue(size)  # room is being made already
                 return
         if need.urgency is _Urgency.FOR_LOAD:
             return  # a further copy is worth less than what is there
         choices = []
         for space in wide:
+            if not space.may_queue:
+                continue  # the end of a load brings the next decision
             leave = space.victims(size - space.free - space.freeing, self.now, starving)
             if leave is not None:
                 choices.append((len(leave), space.engine.name, space, leave))
@@ -213,10 +217,11 @@ class _Table:
             *_, space, leave = min(choices, key=lambda choice: choice[:2])
             for lodger in leave:
                 self._unload(*lodger, f"evicted for {need.row.key}", Cause.EVICTED)
+            space.queue(size)
         else:
             space = max(wide, key=lambda space: space.free + space.freeing)
             self._look_again_for(need, space)
-        space.claim(size)
+            space.claim(size)
 
     def _look_again_for(self, need: _Need, space: Space) -> None:
         """Come back when somebody may make way who may not now."""

@@ -206,7 +206,8 @@ class Reconciler:
         replica.state = ModelState.READY
         replica.node.seen = True
         entry.held_by.discard(replica.node.name)
-        replica.bytes = entry.measured_bytes = loaded.resident_bytes
+        told = entry.reading.placement.memory_bytes or 0
+        replica.bytes = entry.measured_bytes = max(told, loaded.resident_bytes)
         entry.stats.loads += 1
         entry.stats.load_s += took_s
         entry.stats.last_load_s = took_s

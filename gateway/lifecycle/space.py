@@ -24,6 +24,7 @@ class Space:
         self.freeing: float = 0.0
         self.lodgers: list[Lodger] = []
         self._loading = 0
+        self._queued = 0
         self._going: set[ModelKey] = set()
 
     def add(self, row: ModelRow, replica: ReplicaRow) -> None:
@@ -53,6 +54,16 @@ class Space:
         """Whether one more load may begin."""
         return not self.engine.loads_at_once or self._loading < self.engine.loads_at_once
 
+    @property
+    def may_queue(self) -> bool:
+        """Whether room is to be made for one more load.
+
+        While as many as may run at once have theirs, and wait, the copies that would make way for
+        another are worth more where they are.
+        """
+        bound = self.engine.loads_at_once
+        return not bound or self._loading + self._queued < bound
+
     def take(self, row: ModelRow) -> None:
         """Set bytes aside for a load that begins now."""
         self.free -= row.size_bytes
@@ -63,6 +74,11 @@ class Space:
     def claim(self, size: int) -> None:
         """Keep bytes that are to become free for who waits for them."""
         self.free -= size
+
+    def queue(self, size: int) -> None:
+        """Keep the room that is there, or being made, for a load that begins as soon as it may."""
+        self.claim(size)
+        self._queued += 1
 
     def leaves(self, row: ModelRow, replica: ReplicaRow) -> None:
         """Take it that a copy is on its way out from now on."""

@@ -181,6 +181,32 @@ def test_request_alone_in_its_batch_is_judged_by_its_own_rows() -> None:
     assert names(waiting.refuse(0.0, takes(0.0, each=0.1))) == "b"
 
 
+def hopeless(waiting: BatchQueue[Named], deadline: float, runs: int = 1) -> bool:
+    """Whether one that comes now is, where a batch takes 1 s and the last was cut 0.5 s ago."""
+    return waiting.hopeless(item("new", at=10.0, deadline=deadline), 10.0, 9.5, 1.0, runs)
+
+
+def test_request_behind_too_many_is_hopeless_before_it_waits() -> None:
+    waiting = queue(dynamic(4), *(item(name) for name in "abcdefgh"))
+    # what runs, two batches, its own, and one more than expected: 4.5 s
+    assert hopeless(waiting, 14.4)
+    assert not hopeless(waiting, 14.6)
+    assert not hopeless(waiting, 14.4, runs=2)
+    alone = queue(BatchPolicy(), item("a"), item("b"))
+    assert hopeless(alone, 14.4)
+    assert not hopeless(alone, 14.6)
+
+
+def test_request_that_the_next_batch_may_hold_is_never_hopeless() -> None:
+    assert not hopeless(queue(dynamic(4), *(item(name) for name in "abc")), 10.1)
+
+
+def test_request_is_never_hopeless_where_it_may_overtake() -> None:
+    full = [item(name) for name in "abcdefgh"]
+    assert not hopeless(queue(BatchPolicy(4, True, (4,), slo_s=1.0), *full), 10.1)
+    assert not hopeless(queue(BatchPolicy(4, True, (4,), priority_levels=2), *full), 10.1)
+
+
 def slo(*preferred: int) -> BatchPolicy:
     return BatchPolicy(8, True, preferred or (8,), slo_s=1.0)
 

@@ -120,6 +120,19 @@ def test_young_one_stays_for_ten_of_its_load_times_and_no_longer() -> None:
     assert decide(snapshot, 10.6, Defaults()).actions == (evicted("young", by="new"),)
 
 
+def test_young_one_makes_way_before_a_grown_one_that_is_worth_twice_as_much() -> None:
+    young = resident("young", loaded_at=9.5, uses=2.0)
+    two = (engine("a", 200),)
+    made = (evicted("young", by="new"),)
+    assert actions(young, resident("dear", uses=5.0), wanted("new"), engines=two) == made
+    made = (evicted("cheap", by="new"),)
+    assert actions(young, resident("cheap", uses=3.0), wanted("new"), engines=two) == made
+    used = resident("used", uses=3.0, in_flight=1)
+    assert actions(young, used, wanted("new"), engines=two) == ()
+    used = resident("used", uses=5.0, in_flight=1)
+    assert actions(young, used, wanted("new"), engines=two) == (evicted("young", by="new"),)
+
+
 def test_who_has_waited_too_long_takes_space_from_one_in_use() -> None:
     rows = (resident("used", in_flight=1), wanted("new", since=10.0))
     space = (engine("a", 100),)
@@ -198,6 +211,31 @@ def test_engine_takes_so_many_loads_at_once() -> None:
     rows = (model("x", LOADING, "a"), wanted("new"))
     assert actions(*rows, engines=(engine("a", loads_at_once=1),)) == ()
     assert actions(*rows, engines=(engine("a", loads_at_once=2),)) == (load("new"),)
+
+
+def test_nobody_makes_way_for_a_load_that_may_not_begin() -> None:
+    rows = (model("x", LOADING, "a"), resident("y"), wanted("new", 1.0), wanted("newer", 2.0))
+    full = engine("a", 200, loads_at_once=1)
+    assert actions(*rows, engines=(full,)) == ()
+    two = replace(full, loads_at_once=2)
+    assert actions(*rows, engines=(two,)) == (evicted("y", by="new"),)
+    done = (resident("x", uses=9.0), *rows[1:])
+    assert actions(*done, engines=(full,)) == (evicted("y", by="new"),)
+
+
+def test_declared_size_counts_where_a_load_took_less() -> None:
+    async def story() -> None:
+        fake = FakeEngine()  # whose models take 1000 bytes
+        node = Node("embedded", E, fake, budget_bytes=3000)
+        models = [
+            replace(spec(name), placement=Placement(memory_bytes=1500)) for name in ("a", "b", "c")
+        ]
+        async with house(*models, engine=fake, nodes=[node]) as h:
+            for name in "abc":
+                await h.ask(1, model=name)
+            assert len(fake.loaded) == 2
+
+    simulate(story())
 
 
 def test_fewer_copies_where_fewer_will_do() -> None:

@@ -33,6 +33,34 @@ def test_request_that_the_model_is_too_slow_for_is_refused_at_once() -> None:
     simulate(story())
 
 
+def test_under_overload_who_is_refused_hears_it_at_once_and_the_rest_are_in_time() -> None:
+    async def story() -> None:
+        refused: list[float] = []
+        answered: list[float] = []
+        engine = FakeEngine(runs=[Ok(0.08 if n % 3 else 0.1) for n in range(100)])
+        async with house(spec(max_batch_size=8), engine=engine) as h:
+            loop = asyncio.get_running_loop()
+
+            async def client(number: int) -> None:
+                started = loop.time()
+                try:
+                    await h.ask(number, timeout_s=1.0)
+                except DeadlineExceeded:
+                    refused.append(loop.time() - started)
+                else:
+                    answered.append(loop.time() - started)
+
+            async with asyncio.TaskGroup() as clients:
+                for number in range(1500):  # 300 a second for 5 s, where 90 can be served
+                    clients.create_task(client(number))
+                    await asyncio.sleep(1 / 300)
+        assert len(answered) >= 0.95 * 5 * 90
+        assert max(answered) <= 1.0
+        assert max(refused) <= 0.05
+
+    simulate(story())
+
+
 def test_one_slow_batch_does_not_close_a_model() -> None:
     async def story() -> None:
         engine = FakeEngine(runs=[Ok(10.0)])
