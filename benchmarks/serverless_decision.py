@@ -1,0 +1,111 @@
+"""Row `decision`: what one decision of the policy costs, by the number of models and engines.
+
+    python -m benchmarks.serverless_decision
+
+A fleet that is full: 100 models for each engine, of which 20 are in its memory, 1 of these in use;
+1 in 100 of all models is asked for while it is cold, so that others have to make way. Times are of
+`decide`, the pure function that the control loop calls, over a table of *all* models; the loop
+itself hands over only those that are in memory or wanted there. Beside it stands what that table,
+taken off a registry of as many models, costs. Medians of many calls, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from benchmarks.bars import Outcome
+from gateway.core import ModelKey, ModelState
+from gateway.lifecycle.policy import Defaults, Load, Unload, decide
+from gateway.placement import EngineKind
+from gateway.rows import EngineRow, ModelRow, ReplicaRow, Snapshot
+
+SIZES = (1_000, 3_000, 10_000)
+MODELS_PER_ENGINE = 100
+IN_MEMORY = 20  # of these
+MODEL_BYTES = 100_000_000
+ASKED_FOR = 100  # one of so many
+NOW = 10_000.0
+ROUNDS = 31
+SEED = 20261123
+
+CLAIM, LIMIT_MS = "10,000 models, 100 engines: milliseconds of a decision", 10.0
+GROWTH_CLAIM = "growth of a decision from 1,000 to 10,000 models / that of n log n"
+GROWTH_LIMIT = 1.0
+
+
+def table(models: int) -> Snapshot:
+    """Return a full fleet, some of whose cold models are asked for."""
+    draw = random.Random(SEED)
+    budget = IN_MEMORY * MODEL_BYTES
+    count = models // MODELS_PER_ENGINE
+    engines = tuple(
+        EngineRow(f"triton-{number}:8001", EngineKind.TRITON, budget, loads_at_once=4)
+        for number in range(count)
+    )
+    rows = []
+    for number in range(models):
+        row = ModelRow(
+            ModelKey(f"m{number:05}", 1),
+            *(ModelState.UNAVAILABLE, 0, 0, 0, 0, draw.uniform(0.0, 5_000.0)),
+            kind=EngineKind.TRITON,
+            size_bytes=MODEL_BYTES,
+            load_s=draw.uniform(0.5, 5.0),
+            frequency=draw.paretovariate(1.0),
+            frequency_at=draw.uniform(5_000.0, NOW),
+        )
+        place, engine = number % MODELS_PER_ENGINE, engines[number // MODELS_PER_ENGINE]
+        if place < IN_MEMORY:
+            copy = ReplicaRow(engine.name, ModelState.READY, MODEL_BYTES, running=int(not place))
+            used = {"running": int(not place), "in_flight": int(not place)}
+            late = draw.uniform(NOW - 200.0, NOW)
+            row = replace(
+                row, state=ModelState.READY, replicas=(copy,), last_used=late, loaded_at=100.0, **used
+            )
+        elif number % ASKED_FOR == ASKED_FOR - 1:
+            row = replace(row, waiting=3, waiting_since=NOW - draw.random())
+        rows.append(row)
+    draw.shuffle(rows)
+    return Snapshot(tuple(rows), engines)
+
+
+def median_ms(action: Callable[[], object]) -> float:
+    """Return what an action takes, the median of many."""
+    took = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        action()
+        took.append(time.perf_counter() - started)
+    return round(median(took) * 1e3, 3)
+
+
+def decision_ms(models: int) -> float:
+    """Return what a decision costs. It makes way for each of the models that are asked for."""
+    snapshot = table(models)
+    defaults = Defaults(idle_timeout_s=300.0)
+    made = decide(snapshot, NOW, defaults)
+    unloads = sum(isinstance(action, Unload) for action in made.actions)
+    assert unloads == models // ASKED_FOR, f"{unloads} make way"
+    assert not any(isinstance(action, Load) for action in made.actions)
+    return median_ms(lambda: decide(snapshot, NOW, defaults))
+
+
+def measure() -> tuple[list[Outcome], dict[str, Any]]:
+    """Return the outcomes and what they were taken from."""
+    took = {models: decision_ms(models) for models in SIZES}
+    small, large = SIZES[0], SIZES[-1]
+    growth = took[large] / took[small] / (large * math.log(large) / (small * math.log(small)))
+    return [
+        Outcome("decision", CLAIM, LIMIT_MS, False, took[large]),
+        Outcome("decision", GROWTH_CLAIM, GROWTH_LIMIT, False, round(growth, 3)),
+    ], {"decision_ms": {str(models): ms for models, ms in took.items()}}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure()[1], indent=2))
