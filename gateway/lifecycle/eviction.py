@@ -50,9 +50,8 @@ def victims(
     but those that are wanted (`min_replicas`), waited for, or hold sequences.
     """
     ranked = []
-    dearest = max(
-        (worth(*each) for each in lodgers if grown_at(each.row) <= now), default=-math.inf
-    )
+    grown = [each for each in lodgers if grown_at(each.row) <= now and _may_go(each.row, now)]
+    dearest = max((worth(*each) for each in grown), default=-math.inf)
     for lodger in lodgers:
         row = lodger.row
         if not lodger.replica.bytes or not _may_go(row, now):

@@ -130,6 +130,8 @@ def test_young_one_makes_way_only_while_a_grown_one_is_worth_more() -> None:
     assert actions(young, resident("cheap", uses=1.0), wanted("new"), engines=two) == made
     used = resident("used", uses=1.0, in_flight=1)
     assert actions(young, used, wanted("new"), engines=two) == ()
+    pinned = resident("pinned", uses=9.0, min_replicas=1)  # it would not go anyway
+    assert actions(young, pinned, wanted("new"), engines=two) == ()
 
 
 def test_who_has_waited_too_long_takes_space_from_one_in_use() -> None:
