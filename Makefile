@@ -6,10 +6,10 @@ STAMP  := $(VENV)/.complete
 TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo check test fuzz bench gpu-test format lock clean
+.PHONY: help setup triton demo check test fuzz bench bench-serverless gpu-test format lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## make .venv with the pinned versions of requirements.lock
 
@@ -47,6 +47,9 @@ fuzz: setup  ## 300,000 damaged messages to the codec, 30,000 to a gateway (2 mi
 bench: setup triton  ## side by side with a bare echo, Triton and five frameworks (10 minutes; needs h2load)
 	$(BIN)/python -m benchmarks.frameworks install
 	$(BIN)/python -m benchmarks.compare
+
+bench-serverless: setup triton  ## 1,000 models, cold starts, killed servers, overload, each against its bar (15 minutes)
+	$(BIN)/python -m benchmarks.serverless
 
 gpu-test: setup  ## what only a GPU can prove (skipped, with the reason, without one)
 	$(BIN)/pytest tests/gpu

@@ -131,7 +131,7 @@ def _kill_only(repository: Path, scratch: Path, seconds: float) -> dict[str, Any
         lost += int(np.sum(~calls.right & ~refused))
     answered = int(np.sum(stayed.status == OK) + np.sum(left.status == OK))
     at_s = killed_s - stayed.start_s
-    first_s = _first_answer_after_restart(stayed, at_s)
+    first_s = restarted_s(stayed, at_s)
     held = stayed.right & (stayed.sent_s < first_s) & (stayed.done_s >= first_s)
     return {
         "requests": len(stayed) + len(left),
@@ -148,7 +148,7 @@ def _kill_only(repository: Path, scratch: Path, seconds: float) -> dict[str, Any
     }
 
 
-def _first_answer_after_restart(calls: Calls, killed_s: float) -> float:
+def restarted_s(calls: Calls, killed_s: float) -> float:
     """Return when the longest stretch without an answer ended, of those after the kill."""
     done_s = np.sort(calls.done_s[calls.right & (calls.done_s > killed_s)])
     if len(done_s) < 2:

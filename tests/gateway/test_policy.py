@@ -120,17 +120,18 @@ def test_young_one_stays_for_ten_of_its_load_times_and_no_longer() -> None:
     assert decide(snapshot, 10.6, Defaults()).actions == (evicted("young", by="new"),)
 
 
-def test_young_one_makes_way_before_a_grown_one_that_is_worth_twice_as_much() -> None:
+def test_young_one_makes_way_only_while_a_grown_one_is_worth_more() -> None:
     young = resident("young", loaded_at=9.5, uses=2.0)
     two = (engine("a", 200),)
     made = (evicted("young", by="new"),)
-    assert actions(young, resident("dear", uses=5.0), wanted("new"), engines=two) == made
+    assert actions(young, resident("dear", uses=3.0), wanted("new"), engines=two) == made
+    assert actions(young, resident("d", uses=3.0, in_flight=1), wanted("new"), engines=two) == made
     made = (evicted("cheap", by="new"),)
-    assert actions(young, resident("cheap", uses=3.0), wanted("new"), engines=two) == made
-    used = resident("used", uses=3.0, in_flight=1)
+    assert actions(young, resident("cheap", uses=1.0), wanted("new"), engines=two) == made
+    used = resident("used", uses=1.0, in_flight=1)
     assert actions(young, used, wanted("new"), engines=two) == ()
-    used = resident("used", uses=5.0, in_flight=1)
-    assert actions(young, used, wanted("new"), engines=two) == (evicted("young", by="new"),)
+    pinned = resident("pinned", uses=9.0, min_replicas=1)  # it would not go anyway
+    assert actions(young, pinned, wanted("new"), engines=two) == ()
 
 
 def test_who_has_waited_too_long_takes_space_from_one_in_use() -> None:
