@@ -63,10 +63,14 @@ def table(models: int) -> Snapshot:
         place, engine = number % MODELS_PER_ENGINE, engines[number // MODELS_PER_ENGINE]
         if place < IN_MEMORY:
             copy = ReplicaRow(engine.name, ModelState.READY, MODEL_BYTES, running=int(not place))
-            used = {"running": int(not place), "in_flight": int(not place)}
-            late = draw.uniform(NOW - 200.0, NOW)
             row = replace(
-                row, state=ModelState.READY, replicas=(copy,), last_used=late, loaded_at=100.0, **used
+                row,
+                state=ModelState.READY,
+                replicas=(copy,),
+                running=copy.running,
+                in_flight=copy.running,
+                last_used=draw.uniform(NOW - 200.0, NOW),
+                loaded_at=100.0,
             )
         elif number % ASKED_FOR == ASKED_FOR - 1:
             row = replace(row, waiting=3, waiting_since=NOW - draw.random())

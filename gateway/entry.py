@@ -23,7 +23,7 @@ class Entry:
     control loop look at the table.
     """
 
-    def __init__(self, spec: ModelSpec, metrics: Metrics, poke: Callable[[], None]) -> None:
+    def __init__(self, spec: ModelSpec, metrics: Metrics, poke: Callable[[Entry], None]) -> None:
         self.spec = spec  # what requests are held against: as the engine has it, once loaded
         self.reading = spec  # what the repository says
         self.stats = metrics.model(spec.key)
@@ -31,7 +31,7 @@ class Entry:
         self.state = ModelState.UNKNOWN
         self.reason = ""
         self.scheduler: Scheduler | None = None
-        self.replicas = Replicas(poke)
+        self.replicas = Replicas(lambda: poke(self))
         self.waiting = 0
         self.waiting_since = 0.0
         self.in_flight = 0

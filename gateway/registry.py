@@ -32,6 +32,9 @@ class Registry:
         # versions that have left, and serve until their successors are ready
         self._standing_in: dict[str, Entry] = {}
         self._pins: dict[str, int] = {}
+        # what the control loop has to look at, unless anything may have changed
+        self._stirring: dict[ModelKey, Entry] = {}
+        self._look_at_all = True
         self._demand = asyncio.Event()
         metrics.watch(self.rows)
 
@@ -40,8 +43,15 @@ class Registry:
         return tuple(entry.row() for entry in self.entries())
 
     def awake(self) -> tuple[ModelRow, ...]:
-        """Return a snapshot of the entries that are in memory, or wanted there."""
-        return tuple(entry.row() for entry in self.entries() if not entry.dormant)
+        """Return a snapshot of the entries that are in memory, or wanted there.
+
+        For the control loop alone. Of thousands that are asleep only those are looked at that
+        somebody has poked for since the last time.
+        """
+        entries = self.entries() if self._look_at_all else self._stirring.values()
+        self._look_at_all = False
+        self._stirring = {entry.key: entry for entry in entries if not entry.dormant}
+        return tuple(entry.row() for entry in self._stirring.values())
 
     def entries(self) -> Iterator[Entry]:
         """Yield every entry, by name and version."""
@@ -146,7 +156,7 @@ class Registry:
         """
         failures = entry.stats.load_failures
         with entry.awaited():
-            self.poke()
+            self.poke(entry)
             # those of a sequence go on in the order in which they came
             async with entry.line if entry.in_order else nullcontext():
                 while entry.state is not ModelState.READY:
@@ -264,6 +274,7 @@ class Registry:
     def drop(self, key: ModelKey) -> None:
         """Forget a retired entry that holds nothing any more."""
         del self._models[key.name][key.version]
+        self._stirring.pop(key, None)
         self._metrics.forget(key)
         self._forget_empty(key.name)
 
@@ -275,8 +286,12 @@ class Registry:
         if name not in self._errors and not self._models.get(name):
             self._models.pop(name, None)
 
-    def poke(self) -> None:
-        """Have the control loop look at the table."""
+    def poke(self, entry: Entry | None = None) -> None:
+        """Have the control loop look at the table: for one entry, or for whatever has changed."""
+        if entry is None:
+            self._look_at_all = True
+        else:
+            self._stirring[entry.key] = entry
         self._demand.set()
 
     async def demand(self) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from gateway.core import ModelState
+from gateway.core import ModelKey, ModelState
 from gateway.rows import HALF_LIFE_S, ModelRow, ReplicaRow
 
 YOUTH_LOADS = 10.0  # for so many of its load times a copy is young
@@ -39,35 +39,44 @@ def grown_at(row: ModelRow) -> float:
     return row.loaded_at + YOUTH_LOADS * row.load_s
 
 
-def victims(
-    lodgers: Collection[Lodger], need: float, now: float, starving: bool
-) -> list[Lodger] | None:
-    """Return who makes way for `need` bytes, the least worth first; None where that cannot be.
+class Candidate(NamedTuple):
+    """A copy that may make way, in the order of a sort: only for who starves where `rank` > 0."""
 
-    Copies of versions that nobody uses now. One that is young only while somebody grown is worth
-    more: what is asked for once an hour does not displace what is asked for every second (on the
-    trace above, with loads of 4 ms, that hits 0.47 where it did 0.43). For a `starving` model any
-    but those that are wanted (`min_replicas`), waited for, or hold sequences.
+    rank: int
+    worth: float
+    key: ModelKey
+    lodger: Lodger
+
+
+def candidates(lodgers: Collection[Lodger], now: float) -> list[Candidate]:
+    """Return the copies that may make way, those that are worth least first.
+
+    At once those of versions that nobody uses now (rank 0). One that is young (1) only while
+    somebody grown is worth more: what is asked for once an hour does not displace what is asked for
+    every second (on the trace above, with loads of 4 ms, that hits 0.47 where it did 0.43). Those
+    in use (2) come last. Never those that are wanted (`min_replicas`), waited for, or hold
+    sequences.
     """
-    ranked = []
-    grown = [each for each in lodgers if grown_at(each.row) <= now and _may_go(each.row, now)]
-    dearest = max((worth(*each) for each in grown), default=-math.inf)
-    for lodger in lodgers:
+    movable = [each for each in lodgers if each.replica.bytes and _may_go(each.row, now)]
+    valued = [(worth(*each), each) for each in movable]
+    dearest = max((value for value, each in valued if grown_at(each.row) <= now), default=-math.inf)
+    found = []
+    for value, lodger in valued:
         row = lodger.row
-        if not lodger.replica.bytes or not _may_go(row, now):
-            continue
-        value = worth(*lodger)
         rank = 1 if value >= dearest and now < grown_at(row) else 0
         if row.in_flight or row.running:
             rank = 2
-        if rank and not starving:
-            continue
-        ranked.append((rank, value, row.key, lodger))
-    ranked.sort(key=lambda each: each[:3])
+        found.append(Candidate(rank, value, row.key, lodger))
+    found.sort(key=lambda each: each[:3])
+    return found
+
+
+def victims(found: Sequence[Candidate], need: float, starving: bool) -> list[Lodger] | None:
+    """Return who of these makes way for `need` bytes; None where that cannot be."""
     chosen: list[Lodger] = []
     freed = 0
-    for *_, lodger in ranked:
-        if freed >= need:
+    for rank, *_, lodger in found:
+        if freed >= need or (rank and not starving):
             break
         chosen.append(lodger)
         freed += lodger.replica.bytes
@@ -84,7 +93,8 @@ def _may_go(row: ModelRow, now: float) -> bool:
     """Return whether a version may lose a copy to another."""
     if row.state is not ModelState.READY or row.waiting:
         return False
-    ready = sum(replica.state is ModelState.READY for replica in row.replicas)
-    if ready <= row.min_replicas:
-        return False
+    if row.min_replicas:
+        ready = sum(replica.state is ModelState.READY for replica in row.replicas)
+        if ready <= row.min_replicas:
+            return False
     return not row.keep_s or now >= row.last_used + row.keep_s

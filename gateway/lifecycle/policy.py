@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from enum import IntEnum
 
 from gateway.core import ModelKey, ModelState
-from gateway.lifecycle.eviction import grown_at
+from gateway.lifecycle.eviction import Lodger, grown_at
+from gateway.lifecycle.places import Order, Places
 from gateway.lifecycle.space import Space, spaces
-from gateway.placement import Cause
+from gateway.placement import Cause, EngineKind
 from gateway.rows import ModelRow, ReplicaRow, Snapshot
 
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 120.0
 # A model that has waited for space so long takes it from others that are in use, or new.
 STARVING_S = 2.0
+# Where models have to make way, so many engines are compared: those whose poorest is worth least.
+CHOICES = 4
+COLD = (ModelState.UNAVAILABLE, ModelState.UNKNOWN)
 NOWHERE = ""  # where an ensemble is "loaded": the gateway runs it itself
 
 
@@ -106,10 +112,12 @@ def decide(snapshot: Snapshot, now: float, defaults: Defaults) -> Decision:
     """
     table = _Table(snapshot, now, defaults)
     for row in snapshot.models:
-        if row.state in (ModelState.UNKNOWN, ModelState.UNAVAILABLE):
-            table.cold(row)
-        elif row.state is ModelState.READY:
+        if row.state is ModelState.READY:
             table.ready(row)
+        elif row.state in COLD and (
+            row.waiting or row.load_requested or row.min_replicas or row.retired
+        ):
+            table.cold(row)
         # a load or unload under way reports its own end
     for space in table.spaces.values():
         table.shrink(space)
@@ -128,14 +136,12 @@ class _Table:
         self.actions: list[Action] = []
         self.needs: list[_Need] = []
         self.wake_at = math.inf
+        self._places: dict[EngineKind | None, Places] = {}
 
     def cold(self, row: ModelRow) -> None:
-        """Look at a version that is not in memory."""
+        """Look at a version that is not in memory, and is wanted there or has to go."""
         if row.retired and not row.waiting:
             self.actions.append(Drop(row.key))
-            return
-        wanted = row.load_requested or row.waiting or (row.min_replicas and not row.retired)
-        if not wanted:
             return
         if not row.load_requested and self.now < row.retry_at:
             self._look_again(row.retry_at)
@@ -179,49 +185,65 @@ class _Table:
         """Load a copy that is wanted, or make room for it."""
         row, size = need.row, need.row.size_bytes
         held = {replica.engine for replica in row.replicas}
-        fit = [space for space in self.spaces.values() if space.takes(row)]
-        usable = [space for space in fit if space.usable and space.engine.name not in held]
-        wide = [space for space in usable if size <= space.budget - space.pinned]
-        if need.urgency is _Urgency.WAITED_FOR and not wide:
-            self._hold_or_refuse(row, fit, usable)
-        if not wide:
-            return
-        ready = [space for space in wide if size <= space.free]
-        if ready:
-            best = min(ready, key=lambda space: _preference(space, row))
-            if best.may_load:
-                best.take(row)
-                self.actions.append(Load(row.key, best.engine.name))
-            else:
-                best.queue(size)
-            return
-        self._make_room(need, wide)
 
-    def _make_room(self, need: _Need, wide: list[Space]) -> None:
+        def takes(space: Space) -> bool:
+            return space.takes(row) and space.engine.name not in held
+
+        places = self._places_for(row)
+        space = self._with_room(row, places, takes)
+        if space is not None and space.may_load:
+            space.take(row)
+            self.actions.append(Load(row.key, space.engine.name))
+            return
+        if space is None:  # perhaps it is being made already
+            space = _first(places.freeing, takes, lambda space: size <= space.free + space.freeing)
+        if space is not None:
+            space.queue(size)
+        elif need.urgency is not _Urgency.FOR_LOAD:  # which is worth less than what is there
+            self._make_room(need, places, takes)
+
+    def _places_for(self, row: ModelRow) -> Places:
+        if row.kind not in self._places:
+            kin = [space for space in self.spaces.values() if space.engine.kind is row.kind]
+            self._places[row.kind] = Places(kin, self.now)
+        return self._places[row.kind]
+
+    def _with_room(self, row: ModelRow, places: Places, takes: _Takes) -> Space | None:
+        """Return an engine with room now: one that has the model already, else the emptiest."""
+        for name in sorted(row.held_by):
+            space = self.spaces.get(name)
+            if space is not None and space.usable and takes(space) and row.size_bytes <= space.free:
+                return space
+        return _first(places.free, takes, lambda space: row.size_bytes <= space.free)
+
+    def _make_room(self, need: _Need, places: Places, takes: _Takes) -> None:
         size = need.row.size_bytes
         starving = need.urgency is _Urgency.WAITED_FOR and self.now >= need.since + STARVING_S
-        for space in wide:
-            if size <= space.free + space.freeing:
-                space.queue(size)  # room is being made already
-                return
-        if need.urgency is _Urgency.FOR_LOAD:
-            return  # a further copy is worth less than what is there
-        choices = []
-        for space in wide:
-            if not space.may_queue:
-                continue  # the end of a load brings the next decision
-            leave = space.victims(size - space.free - space.freeing, self.now, starving)
-            if leave is not None:
-                choices.append((len(leave), space.engine.name, space, leave))
+        choices: list[tuple[int, int, Space, list[Lodger]]] = []
+        if size < places.barren[starving]:
+            with closing(places.poor[starving].walk()) as poorest:
+                for space in poorest:
+                    # where no load may be queued the end of one brings the next decision
+                    if not takes(space) or not space.may_queue or size > space.roomy:
+                        continue
+                    leave = space.victims(size - space.free - space.freeing, self.now, starving)
+                    if leave is not None:
+                        choices.append((len(leave), len(choices), space, leave))
+                        if len(choices) == CHOICES:
+                            break
         if choices:
             *_, space, leave = min(choices, key=lambda choice: choice[:2])
             for lodger in leave:
                 self._unload(*lodger, f"evicted for {need.row.key}", Cause.EVICTED)
             space.queue(size)
-        else:
-            space = max(wide, key=lambda space: space.free + space.freeing)
-            self._look_again_for(need, space)
-            space.claim(size)
+            return
+        places.barren[starving] = min(size, places.barren[starving])
+        best = _first(places.freeing, lambda space: takes(space) and size <= space.roomy)
+        if best is not None:
+            self._look_again_for(need, best)
+            best.claim(size)
+        elif need.urgency is _Urgency.WAITED_FOR:
+            self._hold_or_refuse(need.row, takes)
 
     def _look_again_for(self, need: _Need, space: Space) -> None:
         """Come back when somebody may make way who may not now."""
@@ -231,12 +253,14 @@ class _Table:
             if (grown := grown_at(lodger.row)) > self.now:
                 self._look_again(grown)
 
-    def _hold_or_refuse(self, row: ModelRow, fit: list[Space], usable: list[Space]) -> None:
+    def _hold_or_refuse(self, row: ModelRow, takes: _Takes) -> None:
         """Refuse a version that fits nowhere; wait for an engine that may come back."""
         if row.replicas:
             return  # a copy whose version has left memory meanwhile is on its way out
+        fit = [space for space in self.spaces.values() if takes(space)]
+        usable = [space for space in fit if space.usable]
         if usable:
-            widest = max(space.budget - space.pinned for space in usable)
+            widest = max(space.roomy for space in usable)
             reason = (
                 f"it takes {row.size_bytes} bytes, and no engine's memory budget has more than "
                 f"{widest:.0f} beside pinned models"
@@ -249,7 +273,9 @@ class _Table:
 
     def _copies(self, row: ModelRow, copies: list[ReplicaRow]) -> None:
         """Have as many copies as are wanted, and one in each engine that had it ready before."""
-        loading = sum(replica.state is ModelState.LOADING for replica in row.replicas)
+        loading = 0
+        if len(row.replicas) > len(copies):
+            loading = sum(replica.state is ModelState.LOADING for replica in row.replicas)
         most = row.placement.max_replicas or self.defaults.max_replicas or len(self.spaces)
         wanted = max(row.min_replicas, min(row.desired, most))
         if len(copies) + loading < wanted and self.now < row.copy_retry_at:
@@ -285,15 +311,26 @@ class _Table:
         self.actions.append(Unload(row.key, replica.engine, reason, cause))
         if (space := self.spaces.get(replica.engine)) is not None:
             space.leaves(row, replica)
+            for places in self._places.values():
+                places.freeing.less(space)
 
     def _look_again(self, when: float) -> None:
-        self.wake_at = min(self.wake_at, when)
+        if when < self.wake_at:
+            self.wake_at = when
 
 
-def _preference(space: Space, row: ModelRow) -> tuple[bool, float, int, str]:
-    """Return what makes an engine better than others: it has the model already, or more space."""
-    name = space.engine.name
-    return name not in row.held_by, -space.free, len(space.lodgers), name
+_Takes = Callable[[Space], bool]
+
+
+def _first(order: Order, takes: _Takes, has_room: _Takes | None = None) -> Space | None:
+    """Return the first engine that takes a model; `has_room` fails for all after one."""
+    with closing(order.walk()) as engines:
+        for space in engines:
+            if has_room is not None and not has_room(space):
+                return None
+            if takes(space):
+                return space
+    return None
 
 
 def retry_after_s(failures: int) -> float:

@@ -177,7 +177,7 @@ class Reconciler:
             entry.load_requested = entry.load_requested and entry.stale
             entry.move(ModelState.READY)
             self._registry.settle(entry.key.name)
-        self._registry.poke()
+        self._registry.poke(entry)
 
     async def _load_another(self, entry: Entry, replica: Replica) -> None:
         """Load one more copy of a version that is ready; where that fails it does without."""
@@ -200,7 +200,7 @@ class Reconciler:
             else:
                 self._loaded(entry, replica, loaded, loop.time() - started)
                 entry.scheduler.resize(entry.replicas.serving)
-        self._registry.poke()
+        self._registry.poke(entry)
 
     def _loaded(self, entry: Entry, replica: Replica, loaded: Loaded, took_s: float) -> None:
         replica.state = ModelState.READY
@@ -265,7 +265,7 @@ class Reconciler:
         entry.move(ModelState.UNAVAILABLE, reason)
         self._registry.settle(entry.key.name)
         log.info("unloaded %s%s: %s", entry.key, _where(replica), reason)
-        self._registry.poke()
+        self._registry.poke(entry)
 
     async def _unload_one(self, entry: Entry, replica: Replica, reason: str, cause: Cause) -> None:
         """Unload one of several copies, once what runs in it has ended."""
@@ -275,7 +275,7 @@ class Reconciler:
         await self._forget(entry, replica)
         entry.stats.unload_causes[cause] += 1
         log.info("unloaded %s%s: %s", entry.key, _where(replica), reason)
-        self._registry.poke()
+        self._registry.poke(entry)
 
 
 def _where(replica: Replica) -> str:

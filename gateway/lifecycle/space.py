@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from gateway.core import ModelKey, ModelState
-from gateway.lifecycle.eviction import Lodger, victims
+from gateway.lifecycle.eviction import Candidate, Lodger, candidates, victims
 from gateway.rows import EngineRow, ModelRow, ReplicaRow, Snapshot
 
 
@@ -26,6 +26,7 @@ class Space:
         self._loading = 0
         self._queued = 0
         self._going: set[ModelKey] = set()
+        self._candidates: list[Candidate] | None = None
 
     def add(self, row: ModelRow, replica: ReplicaRow) -> None:
         """Count a copy in."""
@@ -43,6 +44,11 @@ class Space:
     def usable(self) -> bool:
         """Whether anything may be loaded here."""
         return self.engine.up and not self.engine.leaving
+
+    @property
+    def roomy(self) -> float:
+        """How much there may be free at most, beside what is pinned."""
+        return self.budget - self.pinned
 
     def takes(self, row: ModelRow) -> bool:
         """Whether the engine is one that can run this version."""
@@ -84,11 +90,25 @@ class Space:
         """Take it that a copy is on its way out from now on."""
         self.freeing += replica.bytes
         self._going.add(row.key)
+        if self._candidates is not None:  # who leaves is worth least: the others rank as before
+            self._candidates = [each for each in self._candidates if each.key != row.key]
 
     def victims(self, need: float, now: float, starving: bool) -> list[Lodger] | None:
         """Return who makes way for `need` bytes; None where that cannot be."""
-        staying = [lodger for lodger in self.lodgers if lodger.row.key not in self._going]
-        return victims(staying, need, now, starving)
+        return victims(self._ranked(now), need, starving)
+
+    def least_worth(self, now: float, starving: bool) -> tuple[float, ...]:
+        """Return what the copy is worth that makes way first; more than anything without one."""
+        ranked = self._ranked(now)
+        if not ranked or (ranked[0].rank and not starving):
+            return (math.inf,)
+        return ranked[0].rank, ranked[0].worth
+
+    def _ranked(self, now: float) -> list[Candidate]:
+        if self._candidates is None:
+            staying = [lodger for lodger in self.lodgers if lodger.row.key not in self._going]
+            self._candidates = candidates(staying, now)
+        return self._candidates
 
 
 def spaces(snapshot: Snapshot) -> dict[str, Space]:
