@@ -11,9 +11,11 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gateway import traffic_file
 from gateway.admission import Admission
 from gateway.batching.scheduling import make_scheduler
 from gateway.config import Settings
+from gateway.core import Stage
 from gateway.engines import Engines, open_fleet
 from gateway.errors import StartError
 from gateway.lifecycle.control import RepositoryControl
@@ -26,6 +28,7 @@ from gateway.repository.catalogue import FolderCatalogue
 from gateway.repository.watch import watch_folder
 from gateway.response_cache import ResponseCache
 from gateway.router import Router
+from gateway.split import Split
 from gateway.trace_settings import TraceSettings
 from gateway.transport.calls import Calls
 from gateway.transport.event_loop import EventLoop
@@ -33,7 +36,7 @@ from gateway.transport.http import HttpServer, listen, make_app
 from gateway.transport.inference import Inference
 from gateway.transport.rest.infer import InferEndpoint
 from gateway.transport.rest.routes import routes
-from gateway.transport.rest.steering import steering_routes
+from gateway.transport.rest.steering import steering_routes, traffic_routes
 from gateway.transport.rpcs.models import ModelRpcs
 from gateway.transport.rpcs.repository import RepositoryRpcs
 from gateway.transport.rpcs.settings import SettingsRpcs
@@ -93,8 +96,13 @@ async def _serve(
         return not stopping.is_set()
 
     router = Router(registry)
+    stage: Stage = router
+    split = None
+    if settings.traffic is not None:
+        stage = split = Split(router, registry, metrics)
+        split.take(await traffic_file.read(settings.traffic))
     cache = ResponseCache(settings.response_cache_bytes)
-    admission = Admission(router, settings.max_inflight, settings.max_inflight_per_model, metrics)
+    admission = Admission(stage, settings.max_inflight, settings.max_inflight_per_model, metrics)
     calls = Calls()
     memory = SharedMemory(settings.allow_client_shm)
     traces = TraceSettings(settings.trace_endpoint, settings.trace_rate)
@@ -114,11 +122,12 @@ async def _serve(
         *steering_routes(
             registry, metrics, calls, settings.request_timeout_s, settings.allow_repository_control
         ),
+        *traffic_routes(split.described if split else dict),
     ]
     http_server = HttpServer(make_app(metrics, ready, infer, api), http_socket)
     port = await grpc_server.start(settings.host, settings.port)
     async with aclosing(control), asyncio.TaskGroup() as tasks:
-        schedule = partial(make_scheduler, router, settings.engine_timeout_s, cache)
+        schedule = partial(make_scheduler, stage, settings.engine_timeout_s, cache)
         defaults = Defaults(
             settings.idle_timeout_s, settings.max_replicas, settings.target_concurrency
         )
@@ -129,6 +138,10 @@ async def _serve(
         if settings.watch and isinstance(engines.catalogue, FolderCatalogue):
             watching = watch_folder(settings.repository, control.refresh)
             watches.append(tasks.create_task(watching, name="watch over the repository"))
+        if split is not None and settings.traffic is not None:
+            following = traffic_file.follow(settings.traffic, split.take)
+            watches.append(tasks.create_task(following, name="watch over the traffic file"))
+            watches.append(tasks.create_task(split.run(), name="shadows"))
         _spare_the_collector()
         log.info(
             "serving %s: gRPC on %s:%d, HTTP on %s:%d",

@@ -185,6 +185,10 @@ def _lines(metrics: Metrics) -> Iterator[str]:
     yield from _head(name, "counter", "Requests refused at the door, by the model that was full")
     for model in {"": 0, **metrics.overloaded}:
         yield f'{name}{{model="{_escaped(model)}"}} {metrics.overloaded[model]}'
+    name = "tidegate_shadow_requests_total"
+    yield from _head(name, "counter", "Copies of requests for another version, whose answers go")
+    for (key, outcome), count in metrics.shadows.items():
+        yield f'{name}{{{_labels(key, {})},outcome="{outcome}"}} {count}'
     shown = [(row, *models[row.key]) for row in rows]
     for name, text, look in _GAUGES:
         yield from _head(name, "gauge", text)

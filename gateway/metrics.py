@@ -39,6 +39,14 @@ class FailureReason(StrEnum):
     OTHER = "OTHER"
 
 
+class Shadowed(StrEnum):
+    """What became of a copy of a request that was sent to another version."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    DROPPED = "dropped"
+
+
 class Phase(StrEnum):
     """What a cold start consists of, one after the other."""
 
@@ -236,6 +244,7 @@ class Metrics:
     def __init__(self) -> None:
         self.models: dict[ModelKey, ModelStats] = {}
         self.overloaded: Counter[str] = Counter()
+        self.shadows: Counter[tuple[ModelKey, Shadowed]] = Counter()
         self.cold_starts = {phase: Histogram(COLD_START_BOUNDS_S) for phase in Phase}
         self.rows: Callable[[], Sequence[ModelRow]] = tuple
         self.engines: Callable[[], Sequence[EngineRow]] = tuple

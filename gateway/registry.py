@@ -32,6 +32,7 @@ class Registry:
         # versions that have left, and serve until their successors are ready
         self._standing_in: dict[str, Entry] = {}
         self._pins: dict[str, int] = {}
+        self._labels: Mapping[str, Mapping[str, int]] = {}
         # what the control loop has to look at, unless anything may have changed
         self._stirring: dict[ModelKey, Entry] = {}
         self._look_at_all = True
@@ -70,10 +71,12 @@ class Registry:
         """Return the entry that serves a request; without a version the latest one.
 
         Raises `ModelNotFound`, `ModelUnavailable` for a model whose files are at fault, and
-        `InvalidRequest` for a version that is no whole number > 0.
+        `InvalidRequest` for a version that is neither a whole number > 0 nor a label.
         """
         if not version and (latest := self._latest.get(name)) is not None:
             return latest
+        if version and (labels := self._labels.get(name)) and not version.lstrip("-").isdecimal():
+            version = _labelled(name, version, labels)
         number = _version_number(version) if version else 0
         if name in self._errors:
             raise ModelUnavailable(f"model '{name}' is not available: {self._errors[name]}")
@@ -92,6 +95,15 @@ class Registry:
                 f"Request for unknown model: '{name}' version {version} is not found"
             )
         return versions[number]
+
+    def serves(self, key: ModelKey) -> bool:
+        """Return whether there is such a version."""
+        entry = self._models.get(key.name, {}).get(key.version)
+        return entry is not None and not entry.retired
+
+    def label(self, labels: Mapping[str, Mapping[str, int]]) -> None:
+        """Have versions found by these names, too, model by model."""
+        self._labels = labels
 
     def versions(self, name: str) -> list[Entry]:
         """Return the serving versions of a model, ascending. Raises like `find`."""
@@ -312,6 +324,15 @@ def _raise_if_hopeless(entry: Entry, failures: int) -> None:
         raise ModelUnavailable(
             f"model '{entry.key.name}' version {entry.key.version} is not available: {entry.reason}"
         )
+
+
+def _labelled(name: str, label: str, labels: Mapping[str, int]) -> str:
+    if label not in labels:
+        raise ModelNotFound(
+            f"Request for unknown model: '{name}' has no version '{label}'; "
+            f"its labels are {', '.join(sorted(labels))}"
+        )
+    return str(labels[label])
 
 
 def _version_number(version: str) -> int:

@@ -111,6 +111,15 @@ def steering_routes(
     ]
 
 
+def traffic_routes(described: Callable[[], Mapping[str, Any]]) -> list[Route]:
+    """Return the route that says which traffic rules are in force."""
+
+    async def traffic(_request: Request) -> Any:
+        return {"models": described()}
+
+    return [Route("/tidegate/traffic", _answering(traffic), methods=["GET"])]
+
+
 def _model(entry: Entry, now: float) -> dict[str, Any]:
     row = entry.row()
     faded = 0.5 ** ((now - row.frequency_at) / HALF_LIFE_S)

@@ -53,7 +53,7 @@ class ModelRpcs:
         """Describe a model's inputs and outputs; a cold model stays cold."""
         spec = self._registry.find(message.name, message.version).spec
         serving = [str(entry.key.version) for entry in self._registry.versions(message.name)]
-        versions = [message.version] if message.version else serving
+        versions = [str(spec.key.version)] if message.version else serving
         return pb.ModelMetadataResponse(
             name=spec.key.name,
             versions=versions,
