@@ -24,8 +24,6 @@ from gateway.lifecycle.reconciler import Reconciler
 from gateway.logs import Logs, log_to_stderr
 from gateway.metrics import Metrics
 from gateway.registry import Registry
-from gateway.repository.catalogue import FolderCatalogue
-from gateway.repository.watch import watch_folder
 from gateway.response_cache import ResponseCache
 from gateway.router import Router
 from gateway.split import Split
@@ -131,12 +129,19 @@ async def _serve(
         defaults = Defaults(
             settings.idle_timeout_s, settings.max_replicas, settings.target_concurrency
         )
-        reconciler = Reconciler(registry, engines.fleet, defaults, schedule, metrics.cold_starts)
+        reconciler = Reconciler(
+            registry,
+            engines.fleet,
+            defaults,
+            schedule,
+            metrics.cold_starts,
+            engines.files.fetch,
+        )
         control_loop = tasks.create_task(reconciler.run(), name="reconciler")
         tasks.create_task(http_server.run(), name="http")
         watches = [tasks.create_task(engines.watch(control.join), name="watch over engines")]
-        if settings.watch and isinstance(engines.catalogue, FolderCatalogue):
-            watching = watch_folder(settings.repository, control.refresh)
+        if settings.watch and engines.catalogue is engines.files:
+            watching = engines.files.follow(control.refresh)
             watches.append(tasks.create_task(watching, name="watch over the repository"))
         if split is not None and settings.traffic is not None:
             following = traffic_file.follow(settings.traffic, split.take)

@@ -35,7 +35,22 @@ class Settings(BaseModel):
         le=65535,
         description="HTTP port: REST, /metrics, /healthz, /docs; 0 takes a free one",
     )
-    repository: Path = Field(Path("model_repository"), description="the Triton model repository")
+    repository: str = Field(
+        "model_repository",
+        min_length=1,
+        description="the Triton model repository: a folder, or a URL such as s3://bucket/models",
+    )
+    repository_cache_dir: Path = Field(
+        Path("~/.cache/tidegate/repository"),
+        validate_default=True,
+        description="where files of a repository at a URL are kept; $XDG_CACHE_HOME is honoured",
+    )
+    repository_cache_bytes: int = Field(
+        50 * 1024**3, ge=0, description="bound on the weights that are kept there"
+    )
+    repository_refresh_s: float = Field(
+        60.0, ge=0, description="how often a repository at a URL is read again; 0: never"
+    )
     idle_timeout_s: float = Field(
         300.0, gt=0, description="unload a model that nobody used for so many seconds"
     )
@@ -139,6 +154,11 @@ class Settings(BaseModel):
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
 
+    @field_validator("repository_cache_dir")
+    @classmethod
+    def _repository_home(cls, value: Path) -> Path:
+        return value.expanduser()
+
     @field_validator("cache_dir")
     @classmethod
     def _home(cls, value: Path | None) -> Path | None:
@@ -161,6 +181,11 @@ class Settings(BaseModel):
         return frozenset(kinds)
 
     @property
+    def repository_is_remote(self) -> bool:
+        """Whether the repository is at a URL."""
+        return "://" in self.repository
+
+    @property
     def repository_given(self) -> bool:
         """Whether somebody named the repository; a Triton server has one of its own."""
         return "repository" in self.model_fields_set
@@ -181,7 +206,9 @@ def load_settings(
         origin.update(dict.fromkeys(values, where))
 
     if cache_home := environ.get("XDG_CACHE_HOME"):
-        take({"cache_dir": Path(cache_home, "tidegate", "sessions")}, "XDG_CACHE_HOME")
+        ours = Path(cache_home, "tidegate")
+        caches = {"cache_dir": ours / "sessions", "repository_cache_dir": ours / "repository"}
+        take(caches, "XDG_CACHE_HOME")
     if file is not None:
         take(_read_toml(file), str(file))
     from_env = {

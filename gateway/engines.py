@@ -16,6 +16,7 @@ from collections.abc import (
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from gateway.config import Settings
@@ -35,6 +36,8 @@ from gateway.lifecycle.supervisor import supervise
 from gateway.lifecycle.triton_catalogue import TritonCatalogue
 from gateway.placement import EngineKind
 from gateway.repository.catalogue import FolderCatalogue
+from gateway.repository.mirror import Mirror
+from gateway.repository.remote import RemoteCatalogue
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +50,15 @@ _Watch = Callable[[Adopt], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True)
 class Engines:
-    """What runs the models, where they are listed, and which engines have which ready already."""
+    """What runs the models, and which engines have which ready already.
+
+    `catalogue` lists the models: those of `files`, the repository, or what Tritons say of theirs.
+    """
 
     title: str
     fleet: Fleet
     catalogue: Catalogue
+    files: FolderCatalogue
     held: Mapping[str, list[str]]
     watchers: Sequence[_Watch]
 
@@ -69,6 +76,8 @@ class Engines:
 async def open_fleet(settings: Settings, changed: Callable[[], None]) -> AsyncIterator[Engines]:
     """Give what the settings name; it is closed at the end. Raises `StartError`."""
     fleet = Fleet(changed=changed)
+    files = await _files(settings)
+    catalogue: Catalogue = files
     share = _share_bytes(settings)
     async with AsyncExitStack() as stack:
         if EngineKind.EMBEDDED in settings.engine_kinds:
@@ -100,7 +109,7 @@ async def open_fleet(settings: Settings, changed: Callable[[], None]) -> AsyncIt
             installation = tritonserver.find(settings.triton_env)
             told = settings.triton_memory_bytes
             for number in range(1, settings.spawn_triton + 1):
-                process = TritonProcess(installation, settings.repository)
+                process = TritonProcess(installation, files.root)
                 _own_triton(
                     f"own-triton-{number}",
                     process,
@@ -109,14 +118,25 @@ async def open_fleet(settings: Settings, changed: Callable[[], None]) -> AsyncIt
                     watchers,
                     stack,
                 )
-        catalogue: Catalogue = FolderCatalogue(settings.repository, settings.engine_kinds)
-        title = str(settings.repository)
+        title = settings.repository
         if settings.triton or settings.spawn_triton:
             own = [f"{settings.spawn_triton} of its own"] if settings.spawn_triton else []
             title += f" with Triton: {', '.join([*filter(None, [settings.triton]), *own])}"
             if tritons and not settings.repository_given:
                 catalogue = TritonCatalogue(tritons)
-        yield Engines(title, fleet, catalogue, await _held(fleet), watchers)
+        yield Engines(title, fleet, catalogue, files, await _held(fleet), watchers)
+
+
+async def _files(settings: Settings) -> FolderCatalogue:
+    """Return the repository; one at a URL has been read. Raises `StartError`."""
+    if not settings.repository_is_remote:
+        return FolderCatalogue(Path(settings.repository), settings.engine_kinds)
+    mirror = Mirror(
+        settings.repository, settings.repository_cache_dir, settings.repository_cache_bytes
+    )
+    remote = RemoteCatalogue(mirror, settings.engine_kinds, settings.repository_refresh_s)
+    await remote.open()
+    return remote
 
 
 def _share_bytes(settings: Settings) -> int:
@@ -131,7 +151,7 @@ def _triton(
     """Take a Triton server that somebody else runs into the fleet."""
     triton = TritonEngine(address)
     stack.push_async_callback(triton.close)
-    node = _node(address, triton, settings.triton_memory_bytes or 0)
+    node = _node(address, triton, settings.triton_memory_bytes or 0, reads_files=False)
     fleet.add(node)
     watchers.append(lambda adopt: watch(node, triton, fleet.changed, partial(_adopt, adopt, node)))
     return node, triton
@@ -151,7 +171,7 @@ def _named_tritons(
     async def join(adopt: Adopt, address: str, gone: asyncio.Event) -> None:
         triton = TritonEngine(address)
         opened.add(triton)
-        node = _node(address, triton, settings.triton_memory_bytes or 0)
+        node = _node(address, triton, settings.triton_memory_bytes or 0, reads_files=False)
         fleet.add(node)
         log.info("%s joins the fleet", address)
         adopt_held = partial(_adopt, adopt, node)
@@ -190,10 +210,12 @@ def _own_triton(
     watchers.append(lambda _adopt: supervise(node, own, fleet.changed))
 
 
-def _node(name: str, engine: Engine, budget_bytes: int) -> Node:
-    return Node(
+def _node(name: str, engine: Engine, budget_bytes: int, reads_files: bool = True) -> Node:
+    node = Node(
         name, EngineKind.TRITON, engine, budget_bytes, TRITON_LOADS_AT_ONCE, STALLED_AFTER_S
     )
+    node.reads_files = reads_files
+    return node
 
 
 async def _adopt(adopt: Adopt, node: Node) -> None:

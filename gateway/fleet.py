@@ -25,8 +25,9 @@ class Node:
 
     `up` says that it answers, as far as is known, and `reason` why it does not: whoever watches
     over it writes that. `seen` says that it has answered once. It `offers` the models of these
-    names (None: all). A `leaving` one takes no more loads, and goes once it holds nothing. One that
-    has runs and ends none of them for `stalled_after_s` is suspected.
+    names (None: all), and has files of its own unless it `reads_files` of the repository. A
+    `leaving` one takes no more loads, and goes once it holds nothing. One that has runs and ends
+    none of them for `stalled_after_s` is suspected.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Node:
         self.up = True
         self.seen = False
         self.leaving = False
+        self.reads_files = True
         self.offers: frozenset[str] | None = None
         self.reason = ""
         # set by whoever saw it fail, for who watches over it

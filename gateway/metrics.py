@@ -51,6 +51,7 @@ class Phase(StrEnum):
     """What a cold start consists of, one after the other."""
 
     WAIT = "wait"  # until an engine has room
+    FETCH = "fetch"  # of files of a repository in object storage
     LOAD = "load"
     FIRST_RUN = "first_run"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from gateway.batching.scheduler import Schedule
@@ -39,6 +39,13 @@ PUT_OFF_S = 0.1  # after an engine did not answer: its watcher knows more by the
 COPY_RETRY_S = 60.0  # after a further copy could not be loaded
 
 
+Fetch = Callable[[ModelSpec], Awaitable[None]]
+
+
+async def _is_here(_spec: ModelSpec) -> None:
+    """Fetch nothing."""
+
+
 class Reconciler:
     """Moves model versions between cold and ready, as `decide` says."""
 
@@ -49,6 +56,7 @@ class Reconciler:
         defaults: Defaults,
         schedule: Schedule,
         cold_starts: Mapping[Phase, Histogram],
+        fetch: Fetch = _is_here,
     ) -> None:
         self._registry = registry
         self._fleet = fleet
@@ -56,6 +64,7 @@ class Reconciler:
         self._autoscaler = Autoscaler(defaults)
         self._schedule = schedule
         self._cold_starts = cold_starts
+        self._fetch = fetch
 
     async def run(self) -> None:
         """Decide whenever somebody pokes or a decision falls due, until cancelled.
@@ -140,7 +149,11 @@ class Reconciler:
         # an ensemble's members have cold starts of their own
         cold = bool(entry.waiting) and replica.node is not NOWHERE
         waited_s = started - entry.waiting_since
+        fetched = started
         try:
+            if replica.node.reads_files and not entry.reading.steps:
+                await self._fetch(entry.reading)
+            fetched = loop.time()
             loaded = await self._open(entry.reading, replica)
         except asyncio.CancelledError:
             await self._forget(entry, replica)
@@ -162,11 +175,12 @@ class Reconciler:
             entry.replicas.remove(replica)
             self._load_failed(entry, f"{type(error).__name__}: {error}")
         else:
-            took = loop.time() - started
+            took = loop.time() - fetched
             entry.failures, entry.retry_at = 0, 0.0
             self._loaded(entry, replica, loaded, took)
             if cold:
                 self._cold_starts[Phase.WAIT].observe(waited_s)
+                self._cold_starts[Phase.FETCH].observe(fetched - started)
                 self._cold_starts[Phase.LOAD].observe(took)
                 replica.first_run = self._cold_starts[Phase.FIRST_RUN]
             entry.spec = loaded.spec
@@ -182,8 +196,10 @@ class Reconciler:
     async def _load_another(self, entry: Entry, replica: Replica) -> None:
         """Load one more copy of a version that is ready; where that fails it does without."""
         loop = asyncio.get_running_loop()
-        started = loop.time()
         try:
+            if replica.node.reads_files:
+                await self._fetch(entry.reading)
+            fetched = loop.time()
             loaded = await replica.node.engine.load(entry.reading)
         except asyncio.CancelledError:
             await self._forget(entry, replica)
@@ -198,7 +214,7 @@ class Reconciler:
             if entry.scheduler is None or entry.reading is not entry.loaded:
                 await self._forget(entry, replica)  # the version has left memory meanwhile
             else:
-                self._loaded(entry, replica, loaded, loop.time() - started)
+                self._loaded(entry, replica, loaded, loop.time() - fetched)
                 entry.scheduler.resize(entry.replicas.serving)
         self._registry.poke(entry)
 

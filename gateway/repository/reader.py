@@ -83,6 +83,23 @@ def read_model(
     return ModelListing(name, specs, "", ignored)
 
 
+def lacks_description(folder: Path) -> bool:
+    """Return whether a model's configuration leaves something for its file to say."""
+    try:
+        return needs_model(_read_config(folder / "config.pbtxt"))
+    except (RepositoryError, OSError):
+        return False  # whoever reads the model says so
+
+
+def newest_version(folder: Path) -> int | None:
+    """Return the highest version number in a model's folder; None without one."""
+    try:
+        numbers, _ = _version_folders(folder)
+    except OSError:
+        return None
+    return numbers[-1] if numbers else None
+
+
 def _version_folders(folder: Path) -> tuple[list[int], tuple[str, ...]]:
     """Return the version numbers, ascending, and folders whose number is not one (0, 007)."""
     numbers, ignored = [], []
