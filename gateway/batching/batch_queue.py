@@ -24,6 +24,8 @@ MARGIN = 0.1
 MAX_MARGIN_S = 0.005
 # How many largest batches ahead an objective looks: what is further will be looked at in its turn.
 WINDOW = 4
+# Below so many full batches a deadline calls for smaller ones rather than for a shorter queue.
+FEW = 4
 
 Finish = Callable[[int], float]
 """When a batch of so many rows would be answered, were it sent now (absolute seconds)."""
@@ -84,11 +86,12 @@ class BatchQueue(Generic[ItemT]):
 
         A full batch takes `batch_s`, `runs` of them run at a time, the last since `last_cut`. Says
         so only where it is known who goes before whom, and never of an item that the next batch may
-        hold: `refuse` looks at that. One batch more is counted, for those that take longer than
-        expected: who is let in should not be refused in the end.
+        hold: `refuse` looks at that, and makes batches smaller where a deadline is as short as a
+        few full ones. One batch more is counted, for those that take longer than expected: who is
+        let in should not be refused in the end.
         """
         policy = self._policy
-        if policy.slo_s or policy.priority_levels:
+        if policy.slo_s or policy.priority_levels or item.deadline < now + FEW * batch_s:
             return False
         rows = sum(bucket.rows for bucket in self._buckets.values())
         before = rows // policy.max_batch_size if policy.dynamic else self._size

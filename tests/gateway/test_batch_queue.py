@@ -199,12 +199,18 @@ def test_request_behind_too_many_is_hopeless_before_it_waits() -> None:
 
 def test_request_that_the_next_batch_may_hold_is_never_hopeless() -> None:
     assert not hopeless(queue(dynamic(4), *(item(name) for name in "abc")), 10.1)
+    assert not hopeless(queue(dynamic(64), *(item(name) for name in "abc")), 14.4)
+
+
+def test_deadline_as_short_as_a_few_batches_is_left_to_smaller_ones() -> None:
+    assert not hopeless(queue(dynamic(1), *(item(name) for name in "abcdefgh")), 13.9)
+    assert hopeless(queue(dynamic(1), *(item(name) for name in "abcdefgh")), 14.1)
 
 
 def test_request_is_never_hopeless_where_it_may_overtake() -> None:
     full = [item(name) for name in "abcdefgh"]
-    assert not hopeless(queue(BatchPolicy(4, True, (4,), slo_s=1.0), *full), 10.1)
-    assert not hopeless(queue(BatchPolicy(4, True, (4,), priority_levels=2), *full), 10.1)
+    assert not hopeless(queue(BatchPolicy(4, True, (4,), slo_s=1.0), *full), 14.4)
+    assert not hopeless(queue(BatchPolicy(4, True, (4,), priority_levels=2), *full), 14.4)
 
 
 def slo(*preferred: int) -> BatchPolicy:
