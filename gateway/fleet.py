@@ -139,7 +139,7 @@ class Fleet:
 class NoEngine:
     """Where ensembles are placed: they take nothing; their members have engines of their own."""
 
-    async def load(self, spec: ModelSpec) -> Loaded:
+    async def load(self, spec: ModelSpec, *, awaited: bool = False) -> Loaded:
         """Return an ensemble as it is."""
         return Loaded(spec, 0)
 

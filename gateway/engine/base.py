@@ -64,9 +64,11 @@ class Engine(ModelEngine, Protocol):
     model's or a request's sake is a `TidegateError`.
     """
 
-    async def load(self, spec: ModelSpec) -> Loaded:
+    async def load(self, spec: ModelSpec, *, awaited: bool = False) -> Loaded:
         """Make a version ready; return it as the engine has it.
 
+        One that is `awaited` has requests: what is only there to have the first of them find a warm
+        model is left out.
         Raises `RepositoryError` where its files are at fault. A caller that is cancelled here
         calls `unload` afterwards: part of the load may have happened.
         """

@@ -115,13 +115,13 @@ class EmbeddedEngine:
         self._stores = ThreadPoolExecutor(1, thread_name_prefix="store", initializer=_yield_to_all)
         self._storing: set[asyncio.Task[None]] = set()
 
-    async def load(self, spec: ModelSpec) -> Loaded:
+    async def load(self, spec: ModelSpec, *, awaited: bool = False) -> Loaded:
         """Open a version and warm it up.
 
         Its memory is taken to be the size of its files, or more where the process grew by more.
         """
         loop = asyncio.get_running_loop()
-        opened = loop.run_in_executor(self._loads, self._open, spec)
+        opened = loop.run_in_executor(self._loads, self._open, spec, awaited)
         try:
             # A thread cannot be cancelled: whoever gives up still waits for what it opened, so
             # that the `unload` that follows finds it.
@@ -198,10 +198,10 @@ class EmbeddedEngine:
         if self._storing:
             await asyncio.wait(self._storing)
 
-    def _open(self, spec: ModelSpec) -> Opened:
+    def _open(self, spec: ModelSpec, awaited: bool) -> Opened:
         opened = Opened(plan.open_plan(spec)) if plan.is_plan(spec) else self._onnx.open(spec)
         try:
-            warm_up(opened.model, spec)
+            warm_up(opened.model, spec, declared_only=awaited)
         except BaseException:
             opened.model.close()
             raise

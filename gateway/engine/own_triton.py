@@ -69,7 +69,7 @@ class OwnTriton:
         self._moving = asyncio.Lock()  # one start or stop at a time
         self._changed = asyncio.Event()
 
-    async def load(self, spec: ModelSpec) -> Loaded:
+    async def load(self, spec: ModelSpec, *, awaited: bool = False) -> Loaded:
         """Have the server load a model; it is started first where it does not run.
 
         Raises `EngineUnavailable` where it cannot be started.

@@ -108,7 +108,7 @@ class TritonEngine:
             response_deserializer=pb.ModelStreamInferResponse.FromString,
         )
 
-    async def load(self, spec: ModelSpec) -> Loaded:
+    async def load(self, spec: ModelSpec, *, awaited: bool = False) -> Loaded:
         """Have Triton load the model; return the version as Triton's configuration describes it."""
         key = spec.key
         held = self._models[key.name]

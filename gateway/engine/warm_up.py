@@ -21,9 +21,10 @@ FIRST_RUN_LIMIT_S = 5.0
 _MAX_FIRST_RUN_BYTES = 64 << 20
 
 
-def warm_up(model: OpenModel, spec: ModelSpec) -> None:
+def warm_up(model: OpenModel, spec: ModelSpec, *, declared_only: bool = False) -> None:
     """Run the samples of `model_warmup`; without any, run zeros once where their shape is known.
 
+    With `declared_only` without these zeros: a request that waits is the first run itself.
     Mapped weights are read from disk by the first run (65 ms against 22 for an encoder of 91 MB).
     Raises `RepositoryError` where a declared sample is at fault or fails. That a model cannot make
     sense of zeros, which nobody declared, is no fault of it. Ragged batches are made further up:
@@ -41,7 +42,7 @@ def warm_up(model: OpenModel, spec: ModelSpec) -> None:
                 model.run(inputs, outputs, model.new_run())
         except (RepositoryError, InferenceFailed) as error:
             raise RepositoryError(f"model_warmup '{sample.name}': {error}") from error
-    if not spec.runtime.warm_up:
+    if not spec.runtime.warm_up and not declared_only:
         zeros = _zeros(spec)
         if zeros:
             _run_zeros(model, spec, zeros, outputs)

@@ -154,7 +154,7 @@ class Reconciler:
             if replica.node.reads_files and not entry.reading.steps:
                 await self._fetch(entry.reading)
             fetched = loop.time()
-            loaded = await self._open(entry.reading, replica)
+            loaded = await self._open(entry.reading, replica, awaited=bool(entry.waiting))
         except asyncio.CancelledError:
             await self._forget(entry, replica)
             entry.move(ModelState.UNAVAILABLE, "the load was cancelled")
@@ -233,11 +233,11 @@ class Reconciler:
         await replica.node.engine.unload(entry.key)
         entry.replicas.remove(replica)
 
-    async def _open(self, spec: ModelSpec, replica: Replica) -> Loaded:
+    async def _open(self, spec: ModelSpec, replica: Replica, *, awaited: bool) -> Loaded:
         """Load a version; an ensemble is ready once its members are, and takes nothing itself."""
         if spec.steps:
             spec = await activate(self._registry, spec)
-        return await replica.node.engine.load(spec)
+        return await replica.node.engine.load(spec, awaited=awaited)
 
     def _put_off(self, entry: Entry, reason: str) -> None:
         """Have who waits go on waiting: the load is tried again before long."""

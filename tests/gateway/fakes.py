@@ -77,7 +77,7 @@ class FakeEngine:
     unload_s: float = 0.0
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def load(self, spec: ModelSpec) -> Loaded:
+    async def load(self, spec: ModelSpec, *, awaited: bool = False) -> Loaded:
         self.log.append(f"load {spec.key}")
         self.loaded.add(spec.key)
         try:

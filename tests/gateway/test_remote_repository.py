@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,6 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.processes import free_ports
 from gateway.errors import RepositoryError, StartError
 from gateway.repository.mirror import Mirror
 from tests.gateway.onnx_models import plus
@@ -91,7 +91,8 @@ class Storage:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
-    (port,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         environment.setenv("AWS_ACCESS_KEY_ID", "tests")

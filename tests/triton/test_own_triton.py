@@ -66,7 +66,7 @@ class Anything(TritonEngine):
     async def connected(self) -> None:
         pass
 
-    async def load(self, spec: ModelSpec) -> Loaded:
+    async def load(self, spec: ModelSpec, *, awaited: bool = False) -> Loaded:
         return Loaded(spec, 0)
 
     async def unload(self, key: object) -> None:
