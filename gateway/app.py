@@ -67,7 +67,7 @@ async def serve(settings: Settings, logs: Logs) -> None:
     stopping = _on_signals(signal.SIGTERM, signal.SIGINT)
     http_socket = listen(settings.host, settings.http_port)
     metrics = Metrics()
-    registry = Registry(metrics)
+    registry = Registry(metrics, settings.predictive_prewarm)
     try:
         async with open_fleet(settings, registry.poke) as engines:
             await _serve(settings, logs, metrics, registry, engines, http_socket, stopping)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from gateway.batching.scheduler import Scheduler
 from gateway.core import LEGAL_MOVES, ModelKey, ModelSpec, ModelState
+from gateway.habit import Habit
 from gateway.metrics import Metrics
 from gateway.replicas import Replicas
 from gateway.rows import HALF_LIFE_S, ModelRow
@@ -23,7 +24,13 @@ class Entry:
     control loop look at the table.
     """
 
-    def __init__(self, spec: ModelSpec, metrics: Metrics, poke: Callable[[Entry], None]) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        metrics: Metrics,
+        poke: Callable[[Entry], None],
+        habit: Habit | None = None,
+    ) -> None:
         self.spec = spec  # what requests are held against: as the engine has it, once loaded
         self.reading = spec  # what the repository says
         self.stats = metrics.model(spec.key)
@@ -31,10 +38,13 @@ class Entry:
         self.state = ModelState.UNKNOWN
         self.reason = ""
         self.scheduler: Scheduler | None = None
+        self._poke = poke
         self.replicas = Replicas(lambda: poke(self))
         self.waiting = 0
         self.waiting_since = 0.0
         self.in_flight = 0
+        self.habit = habit  # None: its next use is not predicted
+        self.prewarmed = False  # loaded because requests were expected, and none has come yet
         self.last_used = 0.0
         self.frequency = 0.0
         self.frequency_at = 0.0
@@ -87,7 +97,22 @@ class Entry:
             and not self.retired
             and not self.min_replicas
             and not len(self.replicas)
+            and not self._is_expected
         )
+
+    @property
+    def _is_expected(self) -> bool:
+        if self.habit is None or self.habit.expected is None:
+            return False
+        return asyncio.get_running_loop().time() < self.habit.expected[1]
+
+    def use_begins(self, now: float) -> None:
+        """Note that somebody wants it, for its habits. Nothing where these are not asked for."""
+        if self.habit is not None:
+            self.habit.use_begins(now)
+            if self.prewarmed:
+                self.stats.prewarms["used"] += 1
+                self.prewarmed = False
 
     def row(self) -> ModelRow:
         """Return what `decide` needs to know, frozen."""
@@ -118,6 +143,7 @@ class Entry:
             load_requested=self.load_requested,
             unload_requested=self.unload_requested,
             retired=self.retired,
+            expected=self.habit.expected if self.habit is not None else None,
             sequential=spec.sequence is not None,
             keep_s=spec.sequence.max_idle_s if spec.sequence else 0.0,
         )
@@ -136,11 +162,19 @@ class Entry:
             and asyncio.get_running_loop().time() < self.retry_at
         )
 
+    def use_ends(self, now: float) -> None:
+        """Note that nobody uses it any more, for its habits: it may be time for a nap."""
+        if self.habit is not None:
+            self.habit.use_ends(now)
+            if self.habit.expected is not None:
+                self._poke(self)
+
     @contextmanager
     def awaited(self) -> Iterator[None]:
         """Count one in who waits until the version is ready; until then it is not put to sleep."""
         if not self.waiting:
             self.waiting_since = asyncio.get_running_loop().time()
+            self.use_begins(self.waiting_since)
         self.waiting += 1
         try:
             yield
@@ -238,6 +272,8 @@ class Lease:
         entry = self._entry
         if entry.scheduler is None:
             raise AssertionError(f"{entry.key}: lease on a {entry.state} model: this is a bug")
+        if entry.habit is not None:
+            entry.use_begins(self._loop.time())
         entry.in_flight += 1
         return entry.scheduler
 
@@ -250,3 +286,4 @@ class Lease:
         entry.frequency, entry.frequency_at = entry.frequency * faded + 1.0, now
         if entry.in_flight == 0:
             entry._drained.set()
+            entry.use_ends(now)

@@ -173,6 +173,11 @@ def _lines(metrics: Metrics) -> Iterator[str]:
     for labels, stats in models.values():
         for cause, count in stats.unload_causes.items():
             yield f'{name}{{{labels},cause="{cause}"}} {count}'
+    name = "tidegate_model_prewarms_total"
+    yield from _head(name, "counter", "Loads ahead of requests that were expected; did these come")
+    for labels, stats in models.values():
+        for outcome, count in stats.prewarms.items():
+            yield f'{name}{{{labels},outcome="{outcome}"}} {count}'
     rows = metrics.rows()
     yield from _engines(metrics.engines(), rows)
     name = "tidegate_replica_bytes"

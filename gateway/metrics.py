@@ -139,6 +139,7 @@ class ModelStats:
     load_failures: int = 0
     unloads: int = 0
     unload_causes: Counter[Cause] = field(default_factory=Counter)
+    prewarms: Counter[str] = field(default_factory=Counter)
     load_s: float = 0.0
     last_load_s: float = 0.0
     cache_hits: int = 0

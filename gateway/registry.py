@@ -13,6 +13,7 @@ from contextlib import nullcontext, suppress
 from gateway.core import ModelKey, ModelSpec, ModelState
 from gateway.entry import IN_MEMORY, Entry
 from gateway.errors import InvalidRequest, ModelNotFound, ModelUnavailable, RepositoryError
+from gateway.habit import Habit
 from gateway.metrics import Metrics
 from gateway.repository import ensemble_config
 from gateway.repository.reader import ModelListing
@@ -20,10 +21,14 @@ from gateway.rows import ModelRow
 
 
 class Registry:
-    """Every model of the repository, by name and version."""
+    """Every model of the repository, by name and version.
 
-    def __init__(self, metrics: Metrics) -> None:
+    With `predictive` it learns when each is used.
+    """
+
+    def __init__(self, metrics: Metrics, predictive: bool = False) -> None:
         self._metrics = metrics
+        self._predictive = predictive
         self._models: dict[str, dict[int, Entry]] = {}
         self._errors: dict[str, str] = {}
         self._ensembles: defaultdict[str, set[str]] = defaultdict(set)  # of each member
@@ -195,7 +200,8 @@ class Registry:
             if version in versions:
                 versions[version].reread(spec)
             else:
-                versions[version] = Entry(spec, self._metrics, self.poke)
+                habit = Habit() if self._predictive else None
+                versions[version] = Entry(spec, self._metrics, self.poke, habit)
                 versions[version].pinned = self._pins.get(listing.name)
         leaving = [entry for version, entry in versions.items() if version not in present]
         self._stand_in(listing.name, versions[max(present)], leaving)

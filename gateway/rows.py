@@ -37,8 +37,8 @@ class ModelRow:
     it. `keep_s` is for how long after its last use somebody may come back to what it holds: a
     sequence.
 
-    `desired` copies are wanted for its load (0: no opinion); `prewarm` says that requests for it
-    are expected: it is to be ready where that costs nobody anything.
+    `desired` copies are wanted for its load (0: no opinion). `expected` is from when until when its
+    next request will come, by its habits: it is to be ready then where that costs nobody anything.
     `held_by` are engines that had it ready before the gateway knew them: a load there is quick.
     `kind` is the kind of engine that runs it; None for an ensemble, which the gateway itself runs.
     `min_replicas` copies are wanted whether or not anybody asks: by the model's configuration, or
@@ -59,7 +59,7 @@ class ModelRow:
     placement: Placement = NO_PLACEMENT
     min_replicas: int = 0
     desired: int = 0
-    prewarm: bool = False
+    expected: tuple[float, float] | None = None
     size_bytes: int = 0
     load_s: float = 0.0
     loaded_at: float = 0.0

@@ -19,6 +19,11 @@ FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 120.0
 # A model that has waited for space so long takes it from others that are in use, or new.
 STARVING_S = 2.0
+# Who is expected is loaded so many of its load times before, and sleeps before that only where it
+# can for longer than so many of them, and than so many seconds.
+LOADS_AHEAD = 2.0
+NAP_LOADS = 10.0
+LEAST_NAP_S = 5.0
 # Where models have to make way, so many engines are compared: those whose poorest is worth least.
 CHOICES = 4
 COLD = (ModelState.UNAVAILABLE, ModelState.UNKNOWN)
@@ -115,7 +120,7 @@ def decide(snapshot: Snapshot, now: float, defaults: Defaults) -> Decision:
         if row.state is ModelState.READY:
             table.ready(row)
         elif row.state in COLD and (
-            row.waiting or row.load_requested or row.min_replicas or row.retired
+            row.waiting or row.load_requested or row.min_replicas or row.retired or row.expected
         ):
             table.cold(row)
         # a load or unload under way reports its own end
@@ -143,14 +148,24 @@ class _Table:
         if row.retired and not row.waiting:
             self.actions.append(Drop(row.key))
             return
+        asked = row.load_requested or row.waiting
         if not row.load_requested and self.now < row.retry_at:
             self._look_again(row.retry_at)
+        elif row.expected and not asked and not row.min_replicas:
+            self._expect(row, *row.expected)
         elif row.kind is None:
             self.actions.append(Load(row.key, NOWHERE))
         else:
-            asked = row.load_requested or row.waiting
             urgency = _Urgency.WAITED_FOR if asked else _Urgency.PINNED
             self.needs.append(_Need(urgency, row.waiting_since if row.waiting else 0.0, row))
+
+    def _expect(self, row: ModelRow, begin: float, end: float) -> None:
+        """Have a version ready when its next request is due, where there is room."""
+        begin -= LOADS_AHEAD * row.load_s
+        if self.now < begin:
+            self._look_again(begin)
+        elif self.now < end and row.kind is not None:
+            self.needs.append(_Need(_Urgency.FOR_LOAD, begin, row))
 
     def ready(self, row: ModelRow) -> None:
         """Look at a version that serves."""
@@ -293,6 +308,8 @@ class _Table:
     def _idle(self, row: ModelRow) -> bool:
         idle_s = row.placement.idle_timeout_s
         wait_s = max(self.defaults.idle_timeout_s if idle_s is None else idle_s, row.keep_s)
+        if row.expected:
+            wait_s = max(row.keep_s, self._wait_expected_s(row, *row.expected))
         if row.in_flight or row.waiting or row.running:
             self._look_again(self.now + wait_s)  # what is in flight now ends no sooner than now
             return False
@@ -300,6 +317,17 @@ class _Table:
             return True
         self._look_again(row.last_used + wait_s)
         return False
+
+    def _wait_expected_s(self, row: ModelRow, begin: float, end: float) -> float:
+        """Return for how long after its last use a version stays whose next use is expected.
+
+        To the end of that time; or hardly at all, where there is time to sleep before.
+        """
+        nap_s = max(LEAST_NAP_S, NAP_LOADS * row.load_s)
+        begin -= LOADS_AHEAD * row.load_s
+        if self.now < begin and begin - self.now > nap_s:
+            return nap_s
+        return end - row.last_used
 
     def _unload_all(
         self, row: ModelRow, copies: list[ReplicaRow], reason: str, cause: Cause

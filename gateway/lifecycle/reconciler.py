@@ -124,6 +124,9 @@ class Reconciler:
                 self._load_failed(entry, reason, FIRST_RETRY_S)
             case Load(engine=name):
                 entry.put_off = False
+                wanted = entry.waiting or entry.load_requested or entry.min_replicas
+                if entry.state is not ModelState.READY:
+                    entry.prewarmed = not wanted
                 replica = Replica(self._fleet[name] if name else NOWHERE)
                 replica.bytes = entry.row().size_bytes if name else 0
                 entry.replicas.add(replica)
@@ -278,6 +281,9 @@ class Reconciler:
         entry.replace()
         entry.stats.unloads += 1
         entry.stats.unload_causes[cause] += 1
+        if entry.prewarmed:
+            entry.stats.prewarms["unused"] += 1
+            entry.prewarmed = False
         entry.move(ModelState.UNAVAILABLE, reason)
         self._registry.settle(entry.key.name)
         log.info("unloaded %s%s: %s", entry.key, _where(replica), reason)

@@ -185,10 +185,11 @@ class House:
         engine_timeout_s: float,
         cache_bytes: int,
         nodes: Sequence[Node],
+        predictive: bool,
     ) -> None:
         self.engine = engine
         self.metrics = Metrics()
-        self.registry = Registry(self.metrics)
+        self.registry = Registry(self.metrics, predictive)
         router = Router(self.registry)
         self.cache = ResponseCache(cache_bytes)
         schedule = partial(make_scheduler, router, engine_timeout_s, self.cache)
@@ -259,6 +260,7 @@ async def house(
     engine_timeout_s: float = math.inf,
     cache_bytes: int = 0,
     nodes: Sequence[Node] = (),
+    predictive: bool = False,
 ) -> AsyncIterator[House]:
     """A gateway that serves `specs`; at the end its books must balance and no task be left."""
     built = House(
@@ -269,6 +271,7 @@ async def house(
         engine_timeout_s,
         cache_bytes,
         nodes,
+        predictive,
     )
     for one in specs or (spec(),):
         built.publish(one)
