@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from gateway.core import ModelKey, ModelState
-from gateway.lifecycle.eviction import Lodger, grown_at
+from gateway.lifecycle.eviction import Lodger, grown_at, worth
 from gateway.lifecycle.places import Order, Places
 from gateway.lifecycle.space import Space, spaces
 from gateway.placement import Cause, EngineKind
@@ -88,7 +88,8 @@ class _Urgency(IntEnum):
 
     WAITED_FOR = 0
     PINNED = 1
-    FOR_LOAD = 2
+    EXPECTED = 2
+    FOR_LOAD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ class _Table:
         if self.now < begin:
             self._look_again(begin)
         elif self.now < end and row.kind is not None:
-            self.needs.append(_Need(_Urgency.FOR_LOAD, begin, row))
+            self.needs.append(_Need(_Urgency.EXPECTED, begin, row))
 
     def ready(self, row: ModelRow) -> None:
         """Look at a version that serves."""
@@ -242,7 +243,7 @@ class _Table:
                     if not takes(space) or not space.may_queue or size > space.roomy:
                         continue
                     leave = space.victims(size - space.free - space.freeing, self.now, starving)
-                    if leave is not None:
+                    if leave is not None and self._gives_way(leave, need):
                         choices.append((len(leave), len(choices), space, leave))
                         if len(choices) == CHOICES:
                             break
@@ -252,6 +253,9 @@ class _Table:
                 self._unload(*lodger, f"evicted for {need.row.key}", Cause.EVICTED)
             space.queue(size)
             return
+        if need.urgency is _Urgency.EXPECTED:
+            self._look_again(self.now + max(1.0, (need.row.expected or (0, 0))[1] - self.now) / 4)
+            return
         places.barren[starving] = min(size, places.barren[starving])
         best = _first(places.freeing, lambda space: takes(space) and size <= space.roomy)
         if best is not None:
@@ -259,6 +263,13 @@ class _Table:
             best.claim(size)
         elif need.urgency is _Urgency.WAITED_FOR:
             self._hold_or_refuse(need.row, takes)
+
+    def _gives_way(self, leave: list[Lodger], need: _Need) -> bool:
+        """Whether these copies are worth less than one that nobody has asked for yet."""
+        if need.urgency is not _Urgency.EXPECTED:
+            return True
+        own = worth(need.row, need.row.size_bytes, self.now)
+        return all(worth(row, copy.bytes, self.now) < own for row, copy in leave)
 
     def _look_again_for(self, need: _Need, space: Space) -> None:
         """Come back when somebody may make way who may not now."""

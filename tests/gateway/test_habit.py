@@ -122,13 +122,14 @@ def test_without_a_habit_the_idle_timeout_holds() -> None:
     assert logs[0] == logs[1]
 
 
-def test_model_that_is_expected_takes_room_from_nobody() -> None:
+def test_model_that_is_expected_takes_no_room_from_one_that_is_worth_more() -> None:
     async def story() -> None:
         engine = FakeEngine()
         nodes = [Node("embedded", EngineKind.EMBEDDED, engine, budget_bytes=1000)]
         models = (spec(), spec("other"))
         async with house(*models, nodes=nodes, idle_timeout_s=5 * MINUTE, predictive=True) as h:
-            await by_the_clock(h, 8)
+            await by_the_clock(h, 7)
+            await h.ask(1)
             busy = asyncio.create_task(keep_busy(h))
             await asyncio.sleep(200 * MINUTE)
             assert engine.log.count("load other:1") == 1
