@@ -179,7 +179,7 @@ def fewest_for(requests: list[tuple[float, int]], model_s: float) -> int:
     for at, model in requests:
         by_model.setdefault(model, []).append(at)
     gaps = np.sort(np.concatenate([np.diff(times) for times in by_model.values()]))
-    kept = int(np.searchsorted(np.cumsum(gaps), model_s))
+    kept = int(np.searchsorted(np.cumsum(gaps), model_s, side="right"))
     return len(requests) - kept
 
 
