@@ -236,9 +236,11 @@ class _Table:
         size = need.row.size_bytes
         starving = need.urgency is _Urgency.WAITED_FOR and self.now >= need.since + STARVING_S
         choices: list[tuple[int, int, Space, list[Lodger]]] = []
+        anywhere = True
         if size < places.barren[starving]:
             with closing(places.poor[starving].walk()) as poorest:
                 for space in poorest:
+                    anywhere = anywhere and takes(space)
                     # where no load may be queued the end of one brings the next decision
                     if not takes(space) or not space.may_queue or size > space.roomy:
                         continue
@@ -253,10 +255,13 @@ class _Table:
                 self._unload(*lodger, f"evicted for {need.row.key}", Cause.EVICTED)
             space.queue(size)
             return
-        if need.urgency is _Urgency.EXPECTED:
-            self._look_again(self.now + max(1.0, (need.row.expected or (0, 0))[1] - self.now) / 4)
+        if need.urgency is _Urgency.EXPECTED and need.row.expected is not None:
+            # the nearer its next use is the more it is worth
+            _, end = need.row.expected
+            self._look_again(self.now + max(1.0, (end - self.now) / 4))
             return
-        places.barren[starving] = min(size, places.barren[starving])
+        if anywhere:
+            places.barren[starving] = min(size, places.barren[starving])
         best = _first(places.freeing, lambda space: takes(space) and size <= space.roomy)
         if best is not None:
             self._look_again_for(need, best)

@@ -214,6 +214,34 @@ def test_engine_takes_so_many_loads_at_once() -> None:
     assert actions(*rows, engines=(engine("a", loads_at_once=2),)) == (load("new"),)
 
 
+def test_of_many_engines_those_give_way_whose_copies_are_worth_least() -> None:
+    engines = tuple(engine(f"e{number}", 100) for number in range(20))
+    rows = [
+        resident(f"m{number}", f"e{number}", uses=100.0 - number, size_bytes=100)
+        for number in range(20)
+    ]
+    needs = [wanted(f"new{number}", size_bytes=100) for number in range(3)]
+    made = actions(*rows, *needs, engines=engines)
+    assert {action.key.name for action in made} == {"m19", "m18", "m17"}
+
+
+def test_who_fits_nowhere_hinders_nobody_who_fits_elsewhere() -> None:
+    engines = (engine("a", 100, offers=frozenset({"x", "new"})), engine("b", 100))
+    rows = (
+        resident("x", "a", size_bytes=100, in_flight=1),
+        resident("y", "b", size_bytes=100),
+        wanted("z", since=1.0, size_bytes=100, replicas=(ReplicaRow("b", LOADING, 0),)),
+    )
+    made = actions(*rows, wanted("w", since=9.5, size_bytes=100), engines=engines)
+    assert evicted("y", by="w", engine="b") in made
+
+
+def test_model_goes_only_where_it_is_offered() -> None:
+    engines = (engine("a", 1000, offers=frozenset({"x"})), engine("b", 500))
+    assert actions(wanted("x"), engines=engines) == (load("x", "a"),)
+    assert actions(wanted("y"), engines=engines) == (load("y", "b"),)
+
+
 def test_nobody_makes_way_for_a_load_that_may_not_begin() -> None:
     rows = (model("x", LOADING, "a"), resident("y"), wanted("new", 1.0), wanted("newer", 2.0))
     full = engine("a", 200, loads_at_once=1)
