@@ -163,8 +163,11 @@ class TritonProcess:
             # a stub of a server that crashed may stay; while one does, the group's number is its
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._reader.cancel()
-            await asyncio.wait((self._reader,))
+            # the pipe ends with them; cancelled before, the reader would leave it open
+            _, open_still = await asyncio.wait((self._reader,), timeout=STUBS_END_WITHIN_S)
+            if open_still:
+                self._reader.cancel()
+                await asyncio.wait((self._reader,))
 
     def _command(self) -> list[str]:
         grpc_port, http_port, metrics_port = self._ports
