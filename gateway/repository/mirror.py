@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import RepositoryError, StartError
+from gateway.repository import manifest
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Mirror:
                 name for name, stored in found.items() if _other(self._files.get(name), stored)
             }
         # not under the lock: a load need not wait for this
-        contents = self._contents([name for name in changed if not _version(name)])
+        contents = self._contents([name for name in changed if _describes(name)])
         with self._lock:
             for name in gone:
                 del self._files[name]
@@ -224,8 +225,8 @@ class Mirror:
     def _evict(self, keep: str) -> None:
         held: defaultdict[str, list[str]] = defaultdict(list)
         for name, stored in self._files.items():
-            if stored.sha256 and (version := _version(name)):
-                held[version].append(name)
+            if stored.sha256 and not _describes(name):
+                held[_version(name)].append(name)
         total = sum(self._files[name].size for names in held.values() for name in names)
         for version in sorted(held.keys() - {keep}, key=lambda each: self._used.get(each, 0.0)):
             if total <= self._max_bytes:
@@ -314,6 +315,11 @@ def _version(name: str) -> str:
     """Return the version folder that a file is in ("m/3"); "" for one of the model's own."""
     parts = name.split("/")
     return "/".join(parts[:2]) if len(parts) > 2 and parts[1].isdecimal() else ""
+
+
+def _describes(name: str) -> bool:
+    """Whether a file says what a model is like, and is wanted before its weights."""
+    return not _version(name) or Path(name).name == manifest.FILE
 
 
 def _below(name: str, model: str) -> bool:

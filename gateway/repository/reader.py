@@ -9,7 +9,7 @@ from pathlib import Path
 from gateway.core import ModelSpec, Override
 from gateway.errors import RepositoryError, StartError
 from gateway.placement import EngineKind
-from gateway.repository import config_pbtxt, ensemble_config, own_parameters
+from gateway.repository import config_pbtxt, ensemble_config, manifest, own_parameters
 from gateway.repository.complete import complete, needs_model, spell_out
 from gateway.repository.labels import read_labels
 from gateway.repository.model_spec import model_file, model_spec
@@ -203,7 +203,7 @@ def _spec(
 ) -> ModelSpec:
     path = folder / str(number)
     stats = [file.stat() for file in path.rglob("*") if file.is_file()]
-    return model_spec(
+    spec = model_spec(
         config,
         number,
         path,
@@ -212,3 +212,7 @@ def _spec(
         kind=kind,
         override=override,
     )
+    told = manifest.memory_bytes(path)
+    if told is None or spec.placement.memory_bytes is not None:
+        return spec
+    return replace(spec, placement=replace(spec.placement, memory_bytes=told))

@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.errors import RepositoryError, StartError
 from gateway.repository.mirror import Mirror
+from gateway.repository.reader import read_model
 from tests.gateway.onnx_models import plus
 from tests.gateway.process import Gateway, eventually, gateway, run_to_end
 from tests.triton.server import why_not
@@ -172,6 +173,19 @@ def test_new_models_and_versions_are_taken_up_and_deleted_ones_leave(
             eventually(lambda: "new" not in str(client.get_model_repository_index()))
             with pytest.raises(InferenceServerException, match="'new' is not found"):
                 ask(running, "new")
+
+
+def test_a_manifest_says_before_the_first_load_what_a_version_takes(
+    storage: Storage, tmp_path: Path
+) -> None:
+    storage.put_model("m", 5.0)
+    storage.put("m/1/manifest.json", '{"memory_bytes": 123456789}')
+    held = mirror(storage, tmp_path)
+    (version,) = read_model(held.folder, "m").versions
+    assert version.placement.memory_bytes == 123456789
+    storage.put("m/1/manifest.json", '{"memory_bytes": "much"}')
+    assert held.sync() == {"m"}
+    assert "manifest.json: 'memory_bytes' is no number" in read_model(held.folder, "m").error
 
 
 def test_damaged_weights_are_fetched_anew(storage: Storage, tmp_path: Path) -> None:
