@@ -95,7 +95,7 @@ class BatchQueue(Generic[ItemT]):
             return False
         rows = sum(bucket.rows for bucket in self._buckets.values())
         before = rows // policy.max_batch_size if policy.dynamic else self._size
-        end = max(now, last_cut + batch_s) + (before / runs + 2) * batch_s
+        end = max(now, last_cut + batch_s) + (before / max(1, runs) + 2) * batch_s
         return before > 0 and end > _latest(item, item.deadline)
 
     def discard(self, item: ItemT) -> None:
