@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from gateway.core import LEGAL_MOVES, ModelKey, ModelSpec, ModelState
 from gateway.habit import Habit
 from gateway.metrics import Metrics
 from gateway.replicas import Replicas
-from gateway.rows import HALF_LIFE_S, ModelRow
+from gateway.rows import HALF_LIFE_S, LEAST_NAP_S, ModelRow
 
 IN_MEMORY = frozenset({ModelState.LOADING, ModelState.READY, ModelState.UNLOADING})
 _COLD = frozenset({ModelState.UNKNOWN, ModelState.UNAVAILABLE})
@@ -39,6 +40,7 @@ class Entry:
         self.reason = ""
         self.scheduler: Scheduler | None = None
         self._poke = poke
+        self._poked_at = -math.inf
         self.replicas = Replicas(lambda: poke(self))
         self.waiting = 0
         self.waiting_since = 0.0
@@ -166,7 +168,9 @@ class Entry:
         """Note that nobody uses it any more, for its habits: it may be time for a nap."""
         if self.habit is not None:
             self.habit.use_ends(now)
-            if self.habit.expected is not None:
+            # the decision that follows looks again by itself, and so at later uses, too
+            if self.habit.expected is not None and now >= self._poked_at + LEAST_NAP_S:
+                self._poked_at = now
                 self._poke(self)
 
     @contextmanager

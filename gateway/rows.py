@@ -8,6 +8,7 @@ from gateway.core import ModelKey, ModelState
 from gateway.placement import NO_PLACEMENT, EngineKind, Placement
 
 HALF_LIFE_S = 600.0  # after so long a request counts half as much
+LEAST_NAP_S = 5.0  # shorter sleeps, of who is expected soon, are not worth a load
 
 
 @dataclass(frozen=True, slots=True)

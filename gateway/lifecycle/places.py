@@ -60,3 +60,5 @@ class Places:
         }
         # no engine can make room for as much or more: who waits has shown that
         self.barren = {False: float("inf"), True: float("inf")}
+        # and nobody gives way to who is expected, as large as this or larger, and worth no more
+        self.modest, self.modest_bytes = float("-inf"), float("inf")

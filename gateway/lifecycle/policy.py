@@ -13,17 +13,16 @@ from gateway.lifecycle.eviction import Lodger, grown_at, worth
 from gateway.lifecycle.places import Order, Places
 from gateway.lifecycle.space import Space, spaces
 from gateway.placement import Cause, EngineKind
-from gateway.rows import ModelRow, ReplicaRow, Snapshot
+from gateway.rows import LEAST_NAP_S, ModelRow, ReplicaRow, Snapshot
 
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 120.0
 # A model that has waited for space so long takes it from others that are in use, or new.
 STARVING_S = 2.0
 # Who is expected is loaded so many of its load times before, and sleeps before that only where it
-# can for longer than so many of them, and than so many seconds.
+# can for longer than so many of them (and than `LEAST_NAP_S`).
 LOADS_AHEAD = 2.0
 NAP_LOADS = 10.0
-LEAST_NAP_S = 5.0
 # Where models have to make way, so many engines are compared: those whose poorest is worth least.
 CHOICES = 4
 COLD = (ModelState.UNAVAILABLE, ModelState.UNKNOWN)
@@ -237,7 +236,11 @@ class _Table:
         starving = need.urgency is _Urgency.WAITED_FOR and self.now >= need.since + STARVING_S
         choices: list[tuple[int, int, Space, list[Lodger]]] = []
         anywhere = True
-        if size < places.barren[starving]:
+        own = worth(need.row, size, self.now) if need.urgency is _Urgency.EXPECTED else math.inf
+        hopeless = size >= places.barren[starving] or (
+            size >= places.modest_bytes and own <= places.modest
+        )
+        if not hopeless:
             with closing(places.poor[starving].walk()) as poorest:
                 for space in poorest:
                     anywhere = anywhere and takes(space)
@@ -245,7 +248,9 @@ class _Table:
                     if not takes(space) or not space.may_queue or size > space.roomy:
                         continue
                     leave = space.victims(size - space.free - space.freeing, self.now, starving)
-                    if leave is not None and self._gives_way(leave, need):
+                    if leave is not None and all(
+                        worth(row, copy.bytes, self.now) < own for row, copy in leave
+                    ):
                         choices.append((len(leave), len(choices), space, leave))
                         if len(choices) == CHOICES:
                             break
@@ -256,6 +261,8 @@ class _Table:
             space.queue(size)
             return
         if need.urgency is _Urgency.EXPECTED and need.row.expected is not None:
+            if anywhere and size <= places.modest_bytes and own >= places.modest:
+                places.modest, places.modest_bytes = own, size
             # the nearer its next use is the more it is worth
             _, end = need.row.expected
             self._look_again(self.now + max(1.0, (end - self.now) / 4))
@@ -268,13 +275,6 @@ class _Table:
             best.claim(size)
         elif need.urgency is _Urgency.WAITED_FOR:
             self._hold_or_refuse(need.row, takes)
-
-    def _gives_way(self, leave: list[Lodger], need: _Need) -> bool:
-        """Whether these copies are worth less than one that nobody has asked for yet."""
-        if need.urgency is not _Urgency.EXPECTED:
-            return True
-        own = worth(need.row, need.row.size_bytes, self.now)
-        return all(worth(row, copy.bytes, self.now) < own for row, copy in leave)
 
     def _look_again_for(self, need: _Need, space: Space) -> None:
         """Come back when somebody may make way who may not now."""
@@ -325,7 +325,7 @@ class _Table:
         idle_s = row.placement.idle_timeout_s
         wait_s = max(self.defaults.idle_timeout_s if idle_s is None else idle_s, row.keep_s)
         if row.expected:
-            wait_s = max(row.keep_s, self._wait_expected_s(row, *row.expected))
+            wait_s = max(row.keep_s, self._wait_expected_s(row, *row.expected, wait_s))
         if row.in_flight or row.waiting or row.running:
             self._look_again(self.now + wait_s)  # what is in flight now ends no sooner than now
             return False
@@ -334,16 +334,16 @@ class _Table:
         self._look_again(row.last_used + wait_s)
         return False
 
-    def _wait_expected_s(self, row: ModelRow, begin: float, end: float) -> float:
+    def _wait_expected_s(self, row: ModelRow, begin: float, end: float, idle_s: float) -> float:
         """Return for how long after its last use a version stays whose next use is expected.
 
-        To the end of that time; or hardly at all, where there is time to sleep before.
+        To the end of that time, and its idle time; or hardly at all, where it can sleep before.
         """
         nap_s = max(LEAST_NAP_S, NAP_LOADS * row.load_s)
         begin -= LOADS_AHEAD * row.load_s
         if self.now < begin and begin - self.now > nap_s:
             return nap_s
-        return end - row.last_used
+        return max(end - row.last_used, idle_s)
 
     def _unload_all(
         self, row: ModelRow, copies: list[ReplicaRow], reason: str, cause: Cause

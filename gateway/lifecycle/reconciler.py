@@ -246,6 +246,7 @@ class Reconciler:
         """Have who waits go on waiting: the load is tried again before long."""
         entry.retry_at = asyncio.get_running_loop().time() + PUT_OFF_S
         entry.put_off = True
+        entry.prewarmed = False
         entry.move(ModelState.UNAVAILABLE, reason)
         log.warning("cannot load %s now: %s", entry.key, reason)
 
@@ -261,7 +262,7 @@ class Reconciler:
             entry.failures += 1
             wait_s = retry_after_s(entry.failures)
         entry.retry_at = asyncio.get_running_loop().time() + wait_s
-        entry.load_requested = entry.unload_requested = False
+        entry.load_requested = entry.unload_requested = entry.prewarmed = False
         entry.stats.load_failures += 1
         entry.move(ModelState.UNAVAILABLE, reason)
         log.error("cannot load %s: %s (next try not before %.0f s)", entry.key, reason, wait_s)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from gateway.core import ModelKey, ModelState
 from gateway.fleet import Node
 from gateway.habit import LONGEST_S, MARGIN, REMEMBERED_GAPS, SHORTEST_S, Habit
+from gateway.lifecycle.policy import Decision, Defaults, decide
 from gateway.placement import EngineKind
-from tests.gateway.fakes import FakeEngine, House, Ok, house, spec
+from gateway.rows import Snapshot
+from tests.gateway.fakes import Act, Fail, FakeEngine, House, Ok, house, spec
 from tests.simulated_loop import simulate
 
 MINUTE = 60.0
@@ -140,5 +142,55 @@ def test_model_that_is_expected_takes_no_room_from_one_that_is_worth_more() -> N
         while True:
             await h.ask(1, model="other")
             await asyncio.sleep(10)
+
+    simulate(story())
+
+
+def test_a_learnt_model_costs_no_decision_for_each_of_its_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[float] = []
+
+    def counted(snapshot: Snapshot, now: float, defaults: Defaults) -> Decision:
+        made.append(now)
+        return decide(snapshot, now, defaults)
+
+    monkeypatch.setattr("gateway.lifecycle.reconciler.decide", counted)
+
+    async def story() -> None:
+        async with house(predictive=True) as h:
+            await by_the_clock(h, 8)
+            before = len(made)
+            for _ in range(1000):
+                await h.ask(1)
+                await asyncio.sleep(0.02)
+            assert len(made) - before < 20
+
+    simulate(story())
+
+
+def test_a_load_ahead_that_fails_was_of_no_use() -> None:
+    async def story() -> None:
+        loads: list[Act] = [*[Ok(1.0)] * 7, *[Fail("broken")] * 50]
+        engine = FakeEngine(loads=loads)
+        async with house(engine=engine, idle_timeout_s=5 * MINUTE, predictive=True) as h:
+            await by_the_clock(h, 7)
+            await asyncio.sleep(60 * MINUTE)
+            h.entry().use_begins(asyncio.get_running_loop().time())
+            assert h.entry().stats.prewarms["used"] == 1  # the one before
+
+    simulate(story())
+
+
+def test_a_burst_does_not_shorten_the_idle_time() -> None:
+    async def story() -> None:
+        engine = FakeEngine()
+        async with house(engine=engine, idle_timeout_s=5 * MINUTE, predictive=True) as h:
+            for _ in range(5):
+                for _ in range(60):
+                    await h.ask(1)
+                    await asyncio.sleep(2)
+                await asyncio.sleep(2 * MINUTE)
+            assert engine.log == ["load m:1"]
 
     simulate(story())
