@@ -5,8 +5,8 @@
 A fleet that is full: 100 models for each engine, of which 20 are in its memory, 1 of these in use;
 1 in 100 of all models is asked for while it is cold, so that others have to make way. Times are of
 `decide`, the pure function that the control loop calls, over a table of *all* models; the loop
-itself hands over only those that are in memory or wanted there. Beside it stands what that table,
-taken off a registry of as many models, costs. Medians of many calls, in milliseconds.
+itself hands over only those that are in memory or wanted there. Medians of many calls, in
+milliseconds; the slowest beside.
 """
 
 from __future__ import annotations
@@ -79,36 +79,40 @@ def table(models: int) -> Snapshot:
     return Snapshot(tuple(rows), engines)
 
 
-def median_ms(action: Callable[[], object]) -> float:
-    """Return what an action takes, the median of many."""
+def taken_ms(action: Callable[[], object]) -> tuple[float, float]:
+    """Return what an action takes, the median and the slowest of many."""
     took = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
         action()
         took.append(time.perf_counter() - started)
-    return round(median(took) * 1e3, 3)
+    return round(median(took) * 1e3, 3), round(max(took) * 1e3, 3)
 
 
-def decision_ms(models: int) -> float:
-    """Return what a decision costs. It makes way for each of the models that are asked for."""
+def decision_ms(models: int) -> tuple[float, float]:
+    """Return what a decision costs that makes way for all who ask: the median, the slowest."""
     snapshot = table(models)
     defaults = Defaults(idle_timeout_s=300.0)
     made = decide(snapshot, NOW, defaults)
     unloads = sum(isinstance(action, Unload) for action in made.actions)
     assert unloads == models // ASKED_FOR, f"{unloads} make way"
     assert not any(isinstance(action, Load) for action in made.actions)
-    return median_ms(lambda: decide(snapshot, NOW, defaults))
+    return taken_ms(lambda: decide(snapshot, NOW, defaults))
 
 
 def measure() -> tuple[list[Outcome], dict[str, Any]]:
     """Return the outcomes and what they were taken from."""
-    took = {models: decision_ms(models) for models in SIZES}
+    taken = {models: decision_ms(models) for models in SIZES}
+    took = {models: middle for models, (middle, _) in taken.items()}
     small, large = SIZES[0], SIZES[-1]
     growth = took[large] / took[small] / (large * math.log(large) / (small * math.log(small)))
     return [
         Outcome("decision", CLAIM, LIMIT_MS, False, took[large]),
         Outcome("decision", GROWTH_CLAIM, GROWTH_LIMIT, False, round(growth, 3)),
-    ], {"decision_ms": {str(models): ms for models, ms in took.items()}}
+    ], {
+        "decision_ms": {str(models): ms for models, ms in took.items()},
+        "slowest_ms": {str(models): slowest for models, (_, slowest) in taken.items()},
+    }
 
 
 if __name__ == "__main__":
