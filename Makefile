@@ -48,7 +48,7 @@ bench: setup triton  ## side by side with a bare echo, Triton and five framework
 	$(BIN)/python -m benchmarks.frameworks install
 	$(BIN)/python -m benchmarks.compare
 
-bench-serverless: setup triton  ## 1,000 models, cold starts, killed servers, overload, each against its bar (15 minutes)
+bench-serverless: setup triton  ## 1,000 models, cold starts, killed servers, overload, each against its bar (20 minutes)
 	$(BIN)/python -m benchmarks.serverless
 
 gpu-test: setup  ## what only a GPU can prove (skipped, with the reason, without one)

@@ -11,16 +11,19 @@ milliseconds; the slowest beside.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from benchmarks.bars import Outcome
+from gateway.app import GC_THRESHOLD
 from gateway.core import ModelKey, ModelState
 from gateway.lifecycle.policy import Defaults, Load, Unload, decide
 from gateway.placement import EngineKind
@@ -100,9 +103,24 @@ def decision_ms(models: int) -> tuple[float, float]:
     return taken_ms(lambda: decide(snapshot, NOW, defaults))
 
 
+@contextmanager
+def collector_as_in_the_gateway() -> Iterator[None]:
+    """Keep the garbage collector away from what is there already, as `gateway.app` does."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 def measure() -> tuple[list[Outcome], dict[str, Any]]:
     """Return the outcomes and what they were taken from."""
-    taken = {models: decision_ms(models) for models in SIZES}
+    with collector_as_in_the_gateway():
+        taken = {models: decision_ms(models) for models in SIZES}
     took = {models: middle for models, (middle, _) in taken.items()}
     small, large = SIZES[0], SIZES[-1]
     growth = took[large] / took[small] / (large * math.log(large) / (small * math.log(small)))
