@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.core import InferRequest, InferResponse, ModelKey, Stage
-from gateway.errors import TidegateError
+from gateway.errors import ModelNotFound, TidegateError
 from gateway.metrics import Metrics, Shadowed
 from gateway.registry import Registry
 from gateway.traffic import Rule, Rules, drawn
@@ -53,27 +53,46 @@ class Split:
 
     async def run(self) -> None:
         """Be the parent of the shadows, until cancelled; without it there are none."""
-        async with asyncio.TaskGroup() as self._tasks:
-            await asyncio.get_running_loop().create_future()
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._tasks = None  # an ended group would refuse a task, and so fail the request
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Pass a request on to its version, and perhaps a copy to another, whose answer is lost."""
         rule = self._rules.get(request.model)
         if rule is None or request.version:
             return await self._router.infer(request)
-        request = self._routed(request, rule)
+        routed = self._routed(request, rule)
         if rule.shadow:
-            self._shadow(request, rule)
-        return await self._router.infer(request)
+            self._shadow(routed, rule)
+        while True:
+            try:
+                return await self._router.infer(routed)
+            except ModelNotFound:
+                if not self._has_left(routed):
+                    raise
+                routed = self._routed(request, rule)
 
     async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
         """Pass a request on to its version, and its answers back. It has no shadow."""
         rule = self._rules.get(request.model)
-        if rule is not None and not request.version:
-            request = self._routed(request, rule)
-        async with aclosing(self._router.stream(request)) as answers:
-            async for answer in answers:
-                yield answer
+        chosen = rule if rule is not None and not request.version else None
+        routed = self._routed(request, chosen) if chosen else request
+        answered = False
+        while True:
+            try:
+                async with aclosing(self._router.stream(routed)) as answers:
+                    async for answer in answers:
+                        answered = True
+                        yield answer
+                return
+            except ModelNotFound:
+                if answered or chosen is None or not self._has_left(routed):
+                    raise
+                routed = self._routed(request, chosen)
 
     def faults(self) -> dict[str, list[str]]:
         """Return what each model's rule says of versions that are not there."""
@@ -136,9 +155,15 @@ class Split:
             outcome = Shadowed.ANSWERED
         except TidegateError as error:
             log.debug("%s: shadow failed: %s", key, error)
+        except Exception:  # raised on, it would end the gateway: nobody waits for this answer
+            log.exception("shadow %s failed: this is a bug", key)
         finally:
             self._shadows -= 1
             self._metrics.shadows[key, outcome] += 1
+
+    def _has_left(self, routed: InferRequest) -> bool:
+        """Return whether a version went while its request waited: its share is the others' now."""
+        return bool(routed.version) and not self._serves(routed.model, int(routed.version))
 
     def _serves(self, name: str, version: int) -> bool:
         return self._registry.serves(ModelKey(name, version))

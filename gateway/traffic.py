@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.errors import StartError
 
+MAX_WEIGHT = 1e12  # sums of these stay numbers
+
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 _Version = Annotated[int, Field(gt=0, lt=2**63)]
 _Name = Annotated[str, Field(min_length=1)]
@@ -29,7 +31,7 @@ class _Model(BaseModel):
     model_config = _FROZEN
 
     labels: dict[_Name, _Version] = {}
-    split: dict[_Name, Annotated[float, Field(ge=0, lt=float("inf"))]] = {}
+    split: dict[_Name, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]] = {}
     shadow: _Shadow | None = None
 
 
@@ -57,12 +59,15 @@ class Rule:
 
         `draw` lies in [0, 1). The weight of versions that are not there goes to the others.
         """
-        there = [(version, weight) for version, weight in self.weights if serves(version)]
-        sums = list(accumulate(weight for _, weight in there))
-        if not sums or not sums[-1]:
+        there = [
+            (version, weight) for version, weight in self.weights if weight and serves(version)
+        ]
+        if not there:
             return None
+        sums = list(accumulate(weight for _, weight in there))
         aim = draw * sums[-1]
-        return next(version for (version, _), end in zip(there, sums, strict=True) if aim < end)
+        found = (version for (version, _), end in zip(there, sums, strict=True) if aim < end)
+        return next(found, there[-1][0])  # the smallest floats round up to their sum
 
     def faults(self, serves: Callable[[int], bool]) -> Iterator[str]:
         """Yield what points to versions that are not there."""
@@ -95,7 +100,7 @@ def parse(text: str, file: str) -> Rules:
 def drawn(model: str, key: Any) -> float:
     """Return a number in [0, 1) that is always the same for a model and a key."""
     digest = blake2b(f"{model}\0{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
+    return (int.from_bytes(digest) >> 11) / 2**53  # all 64 bits could round up to 1
 
 
 def _rule(model: _Model, where: str) -> Rule:

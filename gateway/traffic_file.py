@@ -34,10 +34,22 @@ async def follow(file: Path, take: Callable[[Rules], None]) -> None:
     Faulty ones change nothing. The folder is watched: editors replace a file, and Kubernetes the
     link that leads to it.
     """
-    async for _ in awatch(file.parent, step=QUIET_MS, debounce=AT_LATEST_MS, recursive=False):
-        try:
-            rules = await read(file)
-        except StartError as error:
-            log.error("the traffic stays as it was: %s", error)
-            continue
-        take(rules)
+    one_at_a_time = asyncio.Lock()  # or an older reading might be taken after a newer one
+
+    async def look() -> None:
+        async with one_at_a_time:
+            try:
+                rules = await read(file)
+            except StartError as error:
+                log.error("the traffic stays as it was: %s", error)
+            else:
+                take(rules)
+
+    changes = awatch(
+        file.parent, watch_filter=None, step=QUIET_MS, debounce=AT_LATEST_MS, recursive=False
+    )
+    async with asyncio.TaskGroup() as tasks:
+        # its turn comes once the watch has begun: what changed between the start's reading and that
+        tasks.create_task(look(), name="first look at the traffic file")
+        async for _ in changes:
+            await look()

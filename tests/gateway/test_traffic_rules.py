@@ -47,6 +47,11 @@ def test_equal_keys_are_drawn_alike_and_different_ones_evenly() -> None:
     assert drawn("m", 1) != drawn("n", 1)
 
 
+@pytest.mark.parametrize("weight", [5e-324, 1e12])
+def test_a_draw_as_high_as_can_be_finds_a_version(weight: float) -> None:
+    assert Rule(weights=((1, weight), (2, weight), (3, 0.0))).choose(1 - 2**-53, bool) == 2
+
+
 def test_labels_and_numbers_name_versions() -> None:
     rules = parse(text('split = { stable = 1, "7" = 1 }\nshadow = { to = "canary" }'), "t.toml")
     rule = rules["m"]
@@ -60,6 +65,7 @@ def test_labels_and_numbers_name_versions() -> None:
         ("split = { blue = 1 }", "t.toml: models.m.split: 'blue' is neither"),
         ("split = { stable = 0 }", "t.toml: models.m.split: every weight is 0"),
         ("split = { stable = -1 }", "t.toml: models.m.split.stable: .* got -1"),
+        ('split = { stable = 1e308, "7" = 1e308 }', "t.toml: models.m.split.stable: .* got 1e.308"),
         ("shadow = { to = 0 }", "t.toml: models.m.shadow.to"),
         ('shadow = { to = "canary", percent = 101 }', "t.toml: models.m.shadow.percent: .* 101"),
         ("colour = 1", "t.toml: models.m.colour: .* not permitted"),
