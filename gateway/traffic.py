@@ -88,12 +88,14 @@ def parse(text: str, file: str) -> Rules:
     """Return the rules of a traffic file. Raises `StartError` with the file, model and key."""
     try:
         told = _File.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise StartError(f"{file}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StartError(f"{file}: {where}: {first['msg']}, got {first['input']!r}") from None
+    except RecursionError:
+        raise StartError(f"{file}: nested too deep") from None
+    except ValueError as error:  # that of TOML, or of a number that Python does not convert
+        raise StartError(f"{file}: {error}") from None
     return {name: _rule(model, f"{file}: models.{name}") for name, model in told.models.items()}
 
 
@@ -105,7 +107,7 @@ def drawn(model: str, key: Any) -> float:
 
 def _rule(model: _Model, where: str) -> Rule:
     for label in model.labels:
-        if label.isdecimal():
+        if label.lstrip("-").isdecimal():
             raise StartError(f"{where}.labels: '{label}' is a number, and so a version by itself")
 
     def version(name: str | int, key: str) -> int:
@@ -113,7 +115,8 @@ def _rule(model: _Model, where: str) -> Rule:
             return name
         if name in model.labels:
             return model.labels[name]
-        if name.isdecimal() and 0 < int(name) < 2**63:
+        # the length first: Python refuses to convert thousands of digits
+        if name.isdecimal() and len(name) <= 19 and 0 < int(name) < 2**63:
             return int(name)
         raise StartError(f"{where}.{key}: '{name}' is neither a label of the model nor a version")
 

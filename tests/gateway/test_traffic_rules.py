@@ -69,6 +69,9 @@ def test_labels_and_numbers_name_versions() -> None:
         ("shadow = { to = 0 }", "t.toml: models.m.shadow.to"),
         ('shadow = { to = "canary", percent = 101 }', "t.toml: models.m.shadow.percent: .* 101"),
         ("colour = 1", "t.toml: models.m.colour: .* not permitted"),
+        (f"split = {{ {'1' * 5000} = 1 }}", "t.toml: models.m.split: .* neither"),
+        (f"shadow = {{ to = {'1' * 5000} }}", "t.toml: .* digits"),
+        (f"a = {'[' * 100_000}", "t.toml: nested too deep"),
         ("[", "t.toml: .*line 3"),
     ],
 )
@@ -78,5 +81,6 @@ def test_faults_name_the_file_the_model_and_the_key(rest: str, says: str) -> Non
 
 
 def test_a_label_is_no_number() -> None:
-    with pytest.raises(StartError, match="'7' is a number"):
-        parse("[models.m]\nlabels = { 7 = 3 }", "t.toml")
+    for label in ("7", "-7"):
+        with pytest.raises(StartError, match=f"'{label}' is a number"):
+            parse(f"[models.m]\nlabels = {{ {label} = 3 }}", "t.toml")
