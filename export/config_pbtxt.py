@@ -1,32 +1,95 @@
 """`config.pbtxt`: Triton's description of a model, written from a spec and compared."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export.choose import Batching
 from export.errors import PublishError
-from export.spec import ExportSpec, TensorSpec
+from export.spec import ExportSpec, SequenceBatching
+from export.tensors import TensorSpec
 
 
-def render(spec: ExportSpec) -> str:
-    """Text of `config.pbtxt` for an ONNX version of `spec`."""
+@dataclass(frozen=True)
+class WarmUp:
+    """One call that a fresh copy runs before it answers: raw bytes by input, and their shapes."""
+
+    batch: int
+    shapes: Mapping[str, tuple[int, ...]]  # without the batch
+    files: Mapping[str, bytes]
+
+
+def render(
+    spec: ExportSpec,
+    batching: Batching,
+    *,
+    backend: str = "onnxruntime",
+    on_gpu: bool = False,
+    warm_up: WarmUp | None = None,
+    cc_files: Mapping[str, str] | None = None,
+) -> str:
+    """Text of `config.pbtxt` for a version of `spec`; `cc_files`: engine by compute capability."""
+    sequence = spec.sequence_batching
+    hidden = _hidden(sequence)
     config = pb.ModelConfig(
-        input=[pb.ModelInput(**_tensor(tensor)) for tensor in spec.inputs],
+        input=[pb.ModelInput(**_tensor(t)) for t in spec.inputs if t.name not in hidden],
         output=[
-            pb.ModelOutput(
-                **_tensor(tensor), label_filename=tensor.labels.name if tensor.labels else ""
-            )
-            for tensor in spec.outputs
+            pb.ModelOutput(**_tensor(t), label_filename=t.labels.name if t.labels else "")
+            for t in spec.outputs
+            if t.name not in hidden
         ],
+        cc_model_filenames=cc_files or {},
     )
-    if batching := spec.dynamic_batching:
+    if dynamic := batching.dynamic:
         config.dynamic_batching.SetInParent()  # an empty block is a statement too
-        config.dynamic_batching.preferred_batch_size.extend(batching.preferred_batch_size)
-        config.dynamic_batching.max_queue_delay_microseconds = batching.max_queue_delay_microseconds
+        config.dynamic_batching.preferred_batch_size.extend(dynamic.preferred_batch_size)
+        config.dynamic_batching.max_queue_delay_microseconds = dynamic.max_queue_delay_microseconds
+    if sequence:
+        _write_sequence(config.sequence_batching, sequence, spec)
+    if batching.instances > 1:
+        group = config.instance_group.add(count=batching.instances)
+        group.kind = group.KIND_GPU if on_gpu else group.KIND_CPU
+    if warm_up and not sequence:
+        _write_warm_up(config, warm_up, spec)
     # Written by hand because MessageToString drops `max_batch_size: 0`, which means something.
-    head = f'name: "{spec.name}"\nbackend: "onnxruntime"\nmax_batch_size: {spec.max_batch_size}\n'
+    head = f'name: "{spec.name}"\nbackend: "{backend}"\nmax_batch_size: {batching.max_batch_size}\n'
     return head + text_format.MessageToString(config)
+
+
+def _hidden(sequence: SequenceBatching | None) -> set[str]:
+    """Inputs and outputs that clients do not see: the server's own."""
+    if sequence is None:
+        return set()
+    control = {sequence.start} if sequence.start else set()
+    return {*sequence.states.keys(), *sequence.states.values(), *control}
+
+
+def _write_sequence(block: Any, sequence: SequenceBatching, spec: ExportSpec) -> None:
+    block.max_sequence_idle_microseconds = sequence.max_idle_us
+    inputs = {tensor.name: tensor for tensor in spec.inputs}
+    if sequence.start:
+        control = block.control_input.add(name=sequence.start)
+        kind = pb.ModelSequenceBatching.Control.CONTROL_SEQUENCE_START
+        control.control.add(kind=kind, fp32_false_true=[0, 1])
+    for before, after in sequence.states.items():
+        data_type = pb.DataType.Value(f"TYPE_{inputs[before].dtype}")
+        dims = [dim if isinstance(dim, int) else -1 for dim in inputs[before].dims]
+        state = block.state.add(
+            input_name=before, output_name=after, data_type=data_type, dims=dims
+        )
+        state.initial_state.add(data_type=data_type, dims=dims, zero_data=True, name=f"{before}_0")
+
+
+def _write_warm_up(config: Any, warm_up: WarmUp, spec: ExportSpec) -> None:
+    sample = config.model_warmup.add(name="sample", batch_size=warm_up.batch)
+    for tensor in spec.inputs:
+        entry = sample.inputs[tensor.name]
+        entry.data_type = pb.DataType.Value(f"TYPE_{tensor.dtype}")
+        entry.dims.extend(warm_up.shapes[tensor.name] or (1,))
+        entry.input_data_file = tensor.name
 
 
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:

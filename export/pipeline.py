@@ -1,71 +1,297 @@
-"""The export as a list of steps. Each returns a report; the repository changes in the last one."""
+"""The export as a list of steps; the repository changes in the last one.
 
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+capture -> optimise -> for each format: make it, ask NVIDIA's parser, verify, profile -> choose ->
+publish. Steps run in processes of their own and hand each other files.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from export import config_pbtxt, labels, publish, source, to_onnx, verify
+from export import choose, formats, labels, onnx_graph, onnx_session, publish, release
+from export.errors import AbsentError, ExportError, ParityError
+from export.formats import BASE, Have, Planned
+from export.manifest import Candidate, Manifest, StepFacts
+from export.objective import Objective
 from export.spec import ExportSpec
+from export.steps import base, capture, engine, lower, optimise, preflight, profile, verify
+from export.workshop import Done, Workshop
+
+R = TypeVar("R", bound=base.Report)
 
 
-class Report(Protocol):
-    """What a step has done."""
-
-    def summary(self) -> str:
-        """One line for the progress display."""
-        ...
+class _Summarised(Protocol):
+    def summary(self) -> str: ...
 
 
-R = TypeVar("R", bound=Report)
+S = TypeVar("S", bound=_Summarised)
 
 
-class Runner(Protocol):
-    """Runs the step `name`; a display may stand around it."""
+class Display(Protocol):
+    """Shows steps as they run."""
 
-    def __call__(self, name: str, step: Callable[[], R]) -> R:
-        """Return `step()`."""
-        ...
+    def running(self, name: str) -> None:
+        """A step has begun."""
+
+    def ended(self, step: StepFacts) -> None:
+        """A step has ended."""
 
 
 @dataclass(frozen=True)
-class ExportReport:
-    """The reports of all steps."""
+class Options:
+    """What an export does beside what its spec says."""
 
-    loaded: source.LoadReport
-    labels: labels.LabelReport
-    converted: to_onnx.ConvertReport
-    verified: verify.VerifyReport
-    published: publish.PublishReport
-
-
-def quietly(name: str, step: Callable[[], R]) -> R:
-    """Run a step with no display."""
-    return step()
+    profile: bool = True
+    dry_run: bool = False
+    replace_config: bool = False
+    trust_pickle: bool = False
 
 
-def export(
-    spec: ExportSpec, run: Runner = quietly, *, replace_config: bool = False
-) -> ExportReport:
-    """Publish the next version of `spec`'s model; raises `ExportError` and changes nothing."""
-    # Long work happens outside the repository; set TMPDIR for a model larger than /tmp.
-    with tempfile.TemporaryDirectory(prefix="tidegate-export-") as folder:
-        work = Path(folder)
-        loaded = run("load", lambda: source.load(spec))
-        labelled = run("labels", lambda: labels.read(spec))
-        converted = run("convert", lambda: to_onnx.convert(loaded.model, work))
-        verified = run("verify", lambda: verify.verify(loaded.model, converted.path))
-        files = {publish.CONFIG: config_pbtxt.render(spec).encode(), **labelled.files}
-        published = run(
-            "publish",
-            lambda: publish.publish(
-                work,
-                files,
-                spec.repository,
-                spec.name,
-                changes=config_pbtxt.interface_changes,
-                replace_config=replace_config,
-            ),
+@dataclass(frozen=True)
+class Exported:
+    """The chosen format and what it was chosen from; `published` None: a dry run."""
+
+    manifest: Manifest
+    why: str
+    published: publish.PublishReport | None
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A format on its way: its folder, and what is known of it."""
+
+    candidate: Candidate
+    folder: Path | None = None
+
+
+@dataclass
+class Export:
+    """One export. `run()` does it."""
+
+    spec: ExportSpec
+    workshop: Workshop
+    have: Have
+    display: Display
+    options: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        self._steps: list[StepFacts] = []
+        self._objective = Objective.parse(self.spec.objective)
+
+    def run(self) -> Exported:
+        """Publish the next version; raises `ExportError` and changes nothing."""
+        captured = self._step("capture", self._capture())
+        self.spec = captured.report.spec
+        label_files = self._plain("labels", lambda: labels.read(self.spec))
+        optimised = self._step(
+            "optimise", (optimise.Request(source=captured.folder), optimise.Report)
         )
-    return ExportReport(loaded, labelled, converted, verified, published)
+        planned = formats.plan(self.spec, self.have)
+        self._skip(planned)
+        variants = [self._variant(each, captured, optimised.folder) for each in planned]
+        chosen, why = self._choose(variants)
+        return self._publish(chosen, why, variants, captured, label_files.files)
+
+    def describe(self) -> capture.Report:
+        """Inputs and outputs of the model, as far as source, samples and spec say."""
+        request, kind = self._capture(describe=True)
+        return self._step("describe", (request, kind)).report
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def _capture(self, describe: bool = False) -> tuple[capture.Request, type[capture.Report]]:
+        request = capture.Request(
+            spec=self.spec, trust_pickle=self.options.trust_pickle, describe=describe
+        )
+        return request, capture.Report
+
+    def _skip(self, planned: Sequence[Planned]) -> None:
+        """A line for each reason, with the formats that it keeps from being tried."""
+        reasons: dict[str, list[str]] = {}
+        for each in planned:
+            if each.skipped:
+                reasons.setdefault(each.skipped, []).append(each.format)
+        for why, names in reasons.items():
+            self._note(StepFacts(name=", ".join(names), status="skipped", why=why))
+
+    def _variant(self, planned: Planned, captured: Done[capture.Report], exact: Path) -> _Variant:
+        """One format made, verified and measured; what goes wrong is in its candidate.
+
+        Of the base it is raised: every other format is made from it.
+        """
+        name = planned.format
+        if planned.skipped:
+            return _Variant(Candidate(format=name, status="skipped", why=planned.skipped))
+        candidate = Candidate(format=name, status="ok")
+        try:
+            folder = self._made(name, captured, exact)
+            file = folder / _file(name)
+            size_bytes = sum(each.stat().st_size for each in _artefacts(file))
+            candidate = candidate.model_copy(update={"size_bytes": size_bytes})
+            self._preflight(name, file)
+            verified = self._step(f"verify {name}", self._verify(name, file, captured)).report
+            candidate = candidate.model_copy(
+                update={"parity": verified.parity, "metric": verified.metric}
+            )
+            if self.options.profile:
+                measured = self._step(f"profile {name}", self._profile(name, file, captured))
+                candidate = candidate.model_copy(update={"profile": measured.report.profile})
+        except ExportError as error:
+            if name == BASE:
+                raise
+            failed = {"status": "failed", "why": str(error).partition("\n")[0]}
+            return _Variant(candidate.model_copy(update=failed))
+        return _Variant(candidate, folder)
+
+    def _made(self, name: str, captured: Done[capture.Report], exact: Path) -> Path:
+        if name == BASE:
+            return exact
+        if name == "onnx-bf16":
+            request, kind = self._capture()
+            return self._step(name, (request.model_copy(update={"bf16": True}), kind)).folder
+        if name.startswith("tensorrt-"):
+            source = self._made(formats.made_from(name), captured, exact)
+            ask = engine.Request(
+                source=source, spec=self.spec, timing_cache=self.workshop.folder / "timing.cache"
+            )
+            return self._step(name, (ask, engine.Report)).folder
+        request = lower.Request(source=exact, format=name, calibration=_real(captured))
+        return self._step(name, (request, lower.Report)).folder
+
+    def _preflight(self, name: str, file: Path) -> None:
+        """Whether NVIDIA's parser takes the file: worth knowing, and nobody's end."""
+        if file.suffix != ".onnx":
+            return
+        if self.have.no_preflight:
+            if name == BASE:
+                why = self.have.no_preflight
+                self._note(StepFacts(name="preflight", status="skipped", why=why))
+            return
+        try:
+            request = preflight.Request(source=file.parent, spec=self.spec)
+            self._step(f"preflight {name}", (request, preflight.Report))
+        except ExportError:
+            return
+
+    def _verify(
+        self, name: str, file: Path, captured: Done[capture.Report]
+    ) -> tuple[verify.Request, type[verify.Report]]:
+        request = verify.Request(
+            spec=self.spec,
+            model=file,
+            precision=formats.precision(name),
+            references=captured.folder / "reference",
+            checks=captured.report.checks,
+            labelled=captured.folder / capture.LABELLED if self.spec.metric else None,
+            score=captured.report.score,
+            provider=self._provider,
+        )
+        return request, verify.Report
+
+    def _profile(
+        self, name: str, file: Path, captured: Done[capture.Report]
+    ) -> tuple[profile.Request, type[profile.Report]]:
+        request = profile.Request(
+            spec=self.spec, model=file, calls=_real(captured)[:1], provider=self._provider
+        )
+        return request, profile.Report
+
+    @property
+    def _provider(self) -> str:
+        return onnx_session.CUDA if self.have.target == "gpu" else onnx_session.CPU
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _choose(self, variants: list[_Variant]) -> tuple[_Variant, str]:
+        asked = self.spec.formats
+        eligible = [v for v in variants if not asked or v.candidate.format in asked]
+        alive = [v for v in eligible if v.candidate.status == "ok"]
+        if not alive:
+            reasons = "; ".join(f"{v.candidate.format}: {v.candidate.why}" for v in eligible)
+            skipped = all(v.candidate.status == "skipped" for v in eligible)
+            kind = AbsentError if skipped else ParityError
+            raise kind(f"no format that was asked for can be published: {reasons}")
+        best, why = choose.choose([v.candidate for v in alive], self._objective)
+        return next(v for v in alive if v.candidate is best), why
+
+    def _publish(
+        self,
+        chosen: _Variant,
+        why: str,
+        variants: list[_Variant],
+        captured: Done[capture.Report],
+        label_files: Mapping[str, bytes],
+    ) -> Exported:
+        assert chosen.folder, "what is chosen has been made: this is a bug"
+        best = chosen.candidate.model_copy(update={"status": "chosen", "why": why})
+        made = release.Release(
+            spec=self.spec,
+            captured=captured.report,
+            references=captured.folder / "reference",
+            chosen=best,
+            candidates=tuple(best if v is chosen else v.candidate for v in variants),
+            files=_artefacts(chosen.folder / _file(best.format)),
+            label_files=label_files,
+            on_gpu=self.have.target == "gpu",
+            steps=self._steps,
+        )
+        if self.options.dry_run:
+            return Exported(made.manifest(made.next_version()), why, None)
+        published = self._plain(
+            "publish", lambda: made.publish(replace_config=self.options.replace_config)
+        )
+        return Exported(made.manifest(published.version), why, published)
+
+    # -- how a step is run ---------------------------------------------------------------------
+
+    def _step(self, name: str, ask: tuple[base.Request, type[R]]) -> Done[R]:
+        """Run a step in its process; its end is shown and remembered, whatever it is."""
+        self.display.running(name)
+        begun = time.perf_counter()
+        try:
+            done = self.workshop.run(*ask)
+        except ExportError as error:
+            self._failed(name, error, begun)
+            raise
+        why = done.report.summary()
+        facts = StepFacts(name=name, status="ok", why=why, seconds=done.seconds, reused=done.reused)
+        self._note(facts)
+        return done
+
+    def _plain(self, name: str, work: Callable[[], S]) -> S:
+        """Do what needs no process of its own."""
+        self.display.running(name)
+        begun = time.perf_counter()
+        try:
+            result = work()
+        except ExportError as error:
+            self._failed(name, error, begun)
+            raise
+        seconds = time.perf_counter() - begun
+        self._note(StepFacts(name=name, status="ok", why=result.summary(), seconds=seconds))
+        return result
+
+    def _failed(self, name: str, error: ExportError, begun: float) -> None:
+        error.step = error.step or name
+        seconds = time.perf_counter() - begun
+        self._note(StepFacts(name=name, status="failed", why=str(error), seconds=seconds))
+
+    def _note(self, step: StepFacts) -> None:
+        self._steps.append(step)
+        self.display.ended(step)
+
+
+def _real(captured: Done[capture.Report]) -> tuple[Path, ...]:
+    """Files of the spec's own calls."""
+    folder = captured.folder / "reference"
+    return tuple(folder / check.file for check in captured.report.checks if check.real)
+
+
+def _file(name: str) -> str:
+    return "model.plan" if name.startswith("tensorrt-") else "model.onnx"
+
+
+def _artefacts(file: Path) -> tuple[Path, ...]:
+    return onnx_graph.files_of(file) if file.suffix == ".onnx" else (file,)

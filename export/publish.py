@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ CONFIG = "config.pbtxt"
 class PublishReport:
     """The new version; `kept` names files of the model that differ from the spec's and stayed."""
 
-    path: Path
+    path: Path | str
     version: int
     kept: tuple[str, ...]
 
@@ -35,20 +35,22 @@ class PublishReport:
 
 
 def publish(
-    version_folder: Path,
+    version_files: Iterable[Path],
     model_files: Mapping[str, bytes],
     repository: Path,
     name: str,
     *,
     changes: Callable[[str, str], list[str]],
     replace_config: bool = False,
+    described: Callable[[int], Mapping[str, bytes]] = lambda version: {},
 ) -> PublishReport:
-    """Make `version_folder` the next version of model `name`; raises `PublishError`.
+    """Make `version_files` the next version of model `name`; raises `PublishError`.
 
-    `model_files` (config.pbtxt, labels) belong to all versions: they are written where absent,
-    and replaced only with `replace_config`. `changes(old, new)` lists what clients of the old
-    config.pbtxt would notice; if anything, nothing is published. Safe against concurrent
-    exports: each gets a version of its own.
+    `model_files` (config.pbtxt, labels, warm-up data, by path in the model's folder) belong to all
+    versions: they are written where absent, and replaced only with `replace_config`.
+    `changes(old, new)` lists what clients of the old config.pbtxt would notice; if anything,
+    nothing is published. `described(version)` gives the files that say what the version is. Safe
+    against concurrent exports: each gets a version of its own.
     """
     created = not repository.exists()
     home = repository / name
@@ -57,12 +59,16 @@ def publish(
         with tempfile.TemporaryDirectory(prefix=".tidegate-", dir=repository) as hidden:
             # mkdtemp's folder is private (0700); the one inside it has ordinary permissions.
             staged = Path(hidden) / name
-            _stage(version_folder, model_files, staged)
+            _stage(version_files, model_files, staged)
             while True:
+                _describe(staged, described(1))
                 if _renamed(staged, home):
                     return PublishReport(home / "1", 1, ())
-                _refuse_new_interface(home, model_files[CONFIG].decode(), changes)
+                if (home / CONFIG).exists():
+                    present = (home / CONFIG).read_text("utf-8")
+                    refuse_new_interface(name, present, model_files[CONFIG].decode(), changes)
                 version = _next_version(home)
+                _describe(staged, described(version))
                 with contextlib.ExitStack() as undo:
                     kept = _update(home, staged, model_files, replace_config, undo)
                     if _renamed(staged / "1", home / str(version)):
@@ -77,17 +83,24 @@ def publish(
                 repository.rmdir()  # only succeeds if nothing was published
 
 
-def _stage(version_folder: Path, model_files: Mapping[str, bytes], staged: Path) -> None:
+def _stage(version_files: Iterable[Path], model_files: Mapping[str, bytes], staged: Path) -> None:
     staged.mkdir()
     (staged / "1").mkdir()
-    for file in version_folder.iterdir():
+    for file in version_files:
         shutil.copyfile(file, staged / "1" / file.name)
         _sync(staged / "1" / file.name)
     for filename, content in model_files.items():
+        (staged / filename).parent.mkdir(exist_ok=True)
         (staged / filename).write_bytes(content)
         _sync(staged / filename)
     _sync(staged / "1")
     _sync(staged)
+
+
+def _describe(staged: Path, files: Mapping[str, bytes]) -> None:
+    for filename, content in files.items():
+        (staged / "1" / filename).write_bytes(content)
+        _sync(staged / "1" / filename)
 
 
 def _renamed(source: Path, target: Path) -> bool:
@@ -102,18 +115,27 @@ def _renamed(source: Path, target: Path) -> bool:
     return True
 
 
-def _refuse_new_interface(home: Path, new: str, changes: Callable[[str, str], list[str]]) -> None:
-    config = home / CONFIG
-    if config.exists() and (differences := changes(config.read_text("utf-8"), new)):
+def refuse_new_interface(
+    name: str, present: str, new: str, changes: Callable[[str, str], list[str]]
+) -> None:
+    """Raise `PublishError` where clients of the `present` config.pbtxt would notice the new one."""
+    if differences := changes(present, new):
         raise PublishError(
-            f"model {home.name!r} exists with another interface, and config.pbtxt belongs to all "
-            f"its versions: {'; '.join(differences)}. Export under another name"
+            f"model {name!r} exists with another interface, and config.pbtxt belongs to all "
+            f"its versions: {'; '.join(differences)}",
+            "export under another name",
         )
 
 
 def _next_version(home: Path) -> int:
     taken = [int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()]
     return max(taken, default=0) + 1
+
+
+def next_version(repository: Path, name: str) -> int:
+    """The number that the next version would have."""
+    home = repository / name
+    return _next_version(home) if home.is_dir() else 1
 
 
 def _update(
@@ -136,6 +158,9 @@ def _update(
         if before is not None and not replace_config:
             kept.append(filename)
             continue
+        if not present.parent.exists():
+            present.parent.mkdir()
+            undo.callback(present.parent.rmdir)
         _place(staged / filename, model_files[filename], present)
         if before is None:
             undo.callback(present.unlink, missing_ok=True)

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.dtypes import NUMPY
-from export.spec import ExportSpec, InputSpec, Sizes
+from export.spec import ExportSpec, Sizes
+from export.tensors import InputSpec
 
 Arrays = dict[str, NDArray[Any]]
 

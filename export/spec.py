@@ -1,81 +1,67 @@
 """What to export, validated: the content of a spec file (TOML) with flags laid over it.
 
-Dims leave the batch dimension out, as `config.pbtxt` does: it exists when `max_batch_size > 0`
+Dims leave the batch dimension out, as `config.pbtxt` does: it exists unless `max_batch_size` is 0
 and is then the first dimension of every input and output.
 """
 
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
-import numpy as np
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PlainValidator, StrictInt, ValidationError, model_validator
 
-from export.dtypes import NUMPY, REFUSED, DtypeName
 from export.errors import SpecError
+from export.objective import Objective
+from export.tensors import BATCH, InputSpec, OutputSpec, Positive, Table, TensorSpec
 
-BATCH: Final = "batch"
 # Odd, even, one, and not a divisor of each other: what a baked-in batch size cannot all satisfy.
 CHECKED_BATCH_SIZES: Final = (1, 2, 3, 7)
 CHECKED_DIM_SIZES: Final = (1, 3, 11)
-# (atol, rtol); every other dtype has to be equal.
-DEFAULT_TOLERANCE: Final = {"FP16": (1e-2, 1e-2), "FP32": (1e-5, 1e-3), "FP64": (1e-9, 1e-6)}
+# The largest batch that is tried where the spec leaves the choice to the measured curve.
+LARGEST_BATCH_TRIED: Final = 64
+OBJECT_STORE: Final = "://"
 
 Sizes = Mapping[str, int]
-Positive = Annotated[StrictInt, Field(ge=1)]
+Format = Literal[
+    "onnx-fp32",
+    "onnx-fp16",
+    "onnx-bf16",
+    "onnx-int8",
+    "onnx-int8-dynamic",
+    "tensorrt-fp32",
+    "tensorrt-fp16",
+    "tensorrt-bf16",
+    "tensorrt-int8",
+]
+FORMATS: Final[tuple[str, ...]] = get_args(Format)
+Target = Literal["cpu", "gpu"]
 
 
-def _dim(value: object) -> object:
-    if isinstance(value, str):
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-            raise ValueError(f"a dim's name is made of letters, digits and _, not {value!r}")
-        if value == BATCH:
-            raise ValueError("'batch' is the batch dimension, which dims leave out")
-    elif isinstance(value, int) and value < 1:
-        raise ValueError(f"a dim is a positive number or a name, not {value}")
-    return value
+def _repository(value: object) -> Path | str:
+    if not isinstance(value, str | Path):
+        raise ValueError("a repository is a folder, or a URL such as s3://bucket/models")
+    return value if OBJECT_STORE in str(value) else Path(value)
 
 
-def _dtype(value: object) -> object:
-    if value in REFUSED:
-        raise ValueError(f"{value} cannot be exported: {REFUSED[str(value)]}")
-    return value
+Repository = Annotated[Path | str, PlainValidator(_repository)]
 
 
-Dims = tuple[Annotated[StrictInt | StrictStr, BeforeValidator(_dim)], ...]
-Dtype = Annotated[DtypeName, BeforeValidator(_dtype)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelRef(_Table):
-    """Where the callable is that returns the `nn.Module`."""
+class CodeRef(Table):
+    """A Python callable: "module.path:function" or "path/to/file.py:function"."""
 
     folder: Path
     module: str
     function: str
 
     @classmethod
-    def parse(cls, text: str, folder: Path) -> Self:
-        """Read "module.path:function" or "path/to/file.py:function", relative to `folder`."""
+    def parse(cls, key: str, text: str, folder: Path) -> Self:
+        """Read it, relative to `folder`; `key` is the spec's, for the error."""
         module, colon, function = text.rpartition(":")
         if not (colon and module and function.isidentifier()):
             raise SpecError(
-                f"model: expected 'module.path:function' or 'path/to/file.py:function', "
+                f"{key}: expected 'module.path:function' or 'path/to/file.py:function', "
                 f"got {text!r}"
             )
         if module.endswith(".py"):
@@ -87,76 +73,72 @@ class ModelRef(_Table):
         return f"{self.module}:{self.function}"
 
 
-class TensorSpec(_Table):
-    """What clients see of an input or output."""
-
-    name: str = Field(min_length=1)
-    dtype: Dtype
-    dims: Dims
-
-
-class InputSpec(TensorSpec):
-    """One input. `range` (low, high) bounds the random values of the parity check."""
-
-    range: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _range_is_usable(self) -> Self:
-        integer = np.iinfo(NUMPY[self.dtype].name) if NUMPY[self.dtype].kind in "iu" else None
-        if self.range is None:
-            if integer:
-                raise ValueError(
-                    f"a dtype of {self.dtype} needs a range, e.g. range = [0, 99]: "
-                    "only you know which integers the model accepts"
-                )
-            return self
-        low, high = self.range
-        if low > high:
-            raise ValueError(f"range is [low, high], got [{low}, {high}]")
-        if integer and not (integer.min <= low and high <= integer.max):
-            raise ValueError(f"range [{low:.0f}, {high:.0f}] does not fit into {self.dtype}")
-        return self
-
-
-class OutputSpec(TensorSpec):
-    """One output. |onnx - torch| may reach `atol + rtol * |torch|`; `labels` names its classes."""
-
-    labels: Path | None = None
-    atol: float | None = Field(default=None, ge=0)
-    rtol: float | None = Field(default=None, ge=0)
-
-    @property
-    def tolerance(self) -> tuple[float, float]:
-        """(atol, rtol), the dtype's default where the spec is silent."""
-        atol, rtol = DEFAULT_TOLERANCE.get(self.dtype, (0.0, 0.0))
-        return (
-            atol if self.atol is None else self.atol,
-            rtol if self.rtol is None else self.rtol,
-        )
-
-
-class DynamicBatching(_Table):
+class DynamicBatching(Table):
     """Triton's `dynamic_batching` block; an empty one asks for its defaults."""
 
     preferred_batch_size: tuple[Positive, ...] = ()
     max_queue_delay_microseconds: Annotated[StrictInt, Field(ge=0)] = 0
 
 
-class ExportSpec(_Table):
-    """Everything an export needs to know."""
+class SequenceBatching(Table):
+    """A model with memory: requests of one sequence meet one state (Triton's implicit state).
+
+    `states` maps the input that a state comes in by to the output that it leaves by; `start` is
+    the FP32 input of dims [1] that is 1 in a sequence's first request.
+    """
+
+    states: dict[str, str] = Field(min_length=1)
+    start: str | None = None
+    max_idle_us: Positive = 5_000_000
+
+
+class MetricSpec(Table):
+    """The task's own score, and how much of it a faster format may lose.
+
+    `data` gives (inputs by name, labels). `score` is "accuracy" (argmax of the last axis of
+    `output`) or a callable (outputs by name, labels) -> float, where more is better.
+    """
+
+    data: CodeRef
+    score: Literal["accuracy"] | CodeRef = "accuracy"
+    output: str | None = None  # default: the first
+    allowed_drop: float = Field(default=0.005, ge=0)
+
+
+class TensorRT(Table):
+    """Of the engines: portability, and the sizes that the optimiser is shown.
+
+    `sizes` are [smallest, usual, largest] of the batch and of named dims.
+    """
+
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    workspace_bytes: Positive | None = None
+    sizes: dict[str, tuple[Positive, Positive, Positive]] = {}
+
+
+class ExportSpec(Table):
+    """Everything an export needs to know. Without `inputs`, the model's source or the samples say."""
 
     # A leading dot would hide the model; a slash would leave the repository.
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    model: ModelRef
+    model: CodeRef | Path
     weights: Path | None = None
     weights_key: str | None = None
-    repository: Path = Path("model_repository")
-    max_batch_size: Annotated[StrictInt, Field(ge=0)]
+    repository: Repository = Path("model_repository")
+    max_batch_size: Annotated[StrictInt, Field(ge=0)] | None = None
     seed: StrictInt = 0
-    inputs: tuple[InputSpec, ...] = Field(min_length=1)
-    outputs: tuple[OutputSpec, ...] = Field(min_length=1)
+    inputs: tuple[InputSpec, ...] = ()
+    outputs: tuple[OutputSpec, ...] = ()
     dim_sizes: dict[str, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
-    dynamic_batching: DynamicBatching | None = None
+    samples: CodeRef | Path | None = None
+    metric: MetricSpec | None = None
+    formats: tuple[Format, ...] = ()
+    target: Target | None = None
+    objective: str = "throughput"
+    dynamic_batching: DynamicBatching | Literal[False] | None = None
+    sequence_batching: SequenceBatching | None = None
+    tensorrt: TensorRT = TensorRT()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -166,17 +148,52 @@ class ExportSpec(_Table):
             if names.count(name) > 1:
                 raise ValueError(f"two tensors are called {name!r}; ONNX needs distinct names")
         for name in self.dim_sizes:
-            if name not in self.named_dims:
+            if self.inputs and name not in self.named_dims:
                 raise ValueError(f"dim_sizes has {name!r}, which is no dim of an input")
-        if batching := self.dynamic_batching:
-            if self.max_batch_size == 0:
-                raise ValueError("dynamic_batching needs a batch dimension: max_batch_size > 0")
-            for size in batching.preferred_batch_size:
-                if size > self.max_batch_size:
-                    raise ValueError(
-                        f"preferred_batch_size {size} is above max_batch_size {self.max_batch_size}"
-                    )
+        for name in self.tensorrt.sizes:
+            if self.inputs and name not in (BATCH, *self.named_dims):
+                raise ValueError(f"tensorrt.sizes has {name!r}, which is no dim of an input")
+        Objective.parse(self.objective)
+        self._check_batching()
+        self._check_states()
         return self
+
+    def _check_batching(self) -> None:
+        if not (batching := self.dynamic_batching):
+            return
+        if self.max_batch_size == 0:
+            raise ValueError("dynamic_batching needs a batch dimension: max_batch_size > 0")
+        if self.sequence_batching:
+            raise ValueError("a model has dynamic_batching or sequence_batching, not both")
+        for size in batching.preferred_batch_size:
+            if self.max_batch_size is not None and size > self.max_batch_size:
+                raise ValueError(
+                    f"preferred_batch_size {size} is above max_batch_size {self.max_batch_size}"
+                )
+
+    def _check_states(self) -> None:
+        if self.sequence_batching is None:
+            return
+        inputs = {tensor.name: tensor for tensor in self.inputs}
+        outputs = {tensor.name: tensor for tensor in self.outputs}
+        for before, after in self.sequence_batching.states.items():
+            if before not in inputs or after not in outputs:
+                raise ValueError(
+                    f"sequence_batching.states: {before!r} has to be one of the inputs and "
+                    f"{after!r} one of the outputs"
+                )
+            said = [(t.dtype, t.dims) for t in (inputs[before], outputs[after])]
+            if said[0] != said[1]:
+                raise ValueError(
+                    f"sequence_batching.states: {before!r} and {after!r} differ in dtype or dims"
+                )
+        if (start := self.sequence_batching.start) and start not in inputs:
+            raise ValueError(f"sequence_batching.start: {start!r} is none of the inputs")
+
+    @property
+    def batch_limit(self) -> int:
+        """The largest batch that the export has to do with; 0: the model has no batch dimension."""
+        return LARGEST_BATCH_TRIED if self.max_batch_size is None else self.max_batch_size
 
     @property
     def named_dims(self) -> tuple[str, ...]:
@@ -186,7 +203,7 @@ class ExportSpec(_Table):
 
     def symbolic_shape(self, tensor: TensorSpec) -> tuple[int | str, ...]:
         """`tensor`'s full shape in the ONNX file, numbers and names, batch first."""
-        return (BATCH, *tensor.dims) if self.max_batch_size else tensor.dims
+        return (BATCH, *tensor.dims) if self.batch_limit else tensor.dims
 
     def shape(self, tensor: TensorSpec, sizes: Sizes) -> tuple[int | None, ...]:
         """`tensor`'s full shape at `sizes`; None where the model itself decides (outputs only)."""
@@ -211,8 +228,10 @@ class ExportSpec(_Table):
         torch.export treats 0 and 1 as constants, and two dims of one size may be taken for one.
         """
         chosen: dict[str, int] = {}
+        # A dim that says its own sizes may have a least one (a window, a stride): go on from there.
+        floor = {name: max(2, min(sizes)) for name, sizes in self.dim_sizes.items()}
         for name, checked in self._axes().items():
-            size = 2
+            size = floor.get(name, 2)
             while size in checked or size in chosen.values():
                 size += 1
             chosen[name] = size
@@ -220,8 +239,10 @@ class ExportSpec(_Table):
 
     def _axes(self) -> dict[str, tuple[int, ...]]:
         axes: dict[str, tuple[int, ...]] = {}
-        if limit := self.max_batch_size:
+        if limit := self.batch_limit:
             sizes = {size for size in CHECKED_BATCH_SIZES if size <= limit} | {limit}
+            if self.max_batch_size is None:
+                sizes.remove(limit)  # a bound of the search, nobody's promise
             axes[BATCH] = tuple(sorted(sizes))
         for name in self.named_dims:
             axes[name] = self.dim_sizes.get(name, CHECKED_DIM_SIZES)
@@ -249,11 +270,20 @@ def load(
 
 def _resolve(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     resolved = dict(table)
-    for key in ("weights", "repository"):
+    if isinstance(value := resolved.get("weights"), str):
+        resolved["weights"] = folder / value
+    if isinstance(value := resolved.get("repository"), str) and OBJECT_STORE not in value:
+        resolved["repository"] = folder / value
+    for key, files in (("model", "a model file or folder"), ("samples", "an .npz file")):
         if isinstance(value := resolved.get(key), str):
-            resolved[key] = folder / value
-    if isinstance(value := resolved.get("model"), str):
-        resolved["model"] = ModelRef.parse(value, folder)
+            resolved[key] = _code_or_file(key, value, folder, files)
+    if isinstance(metric := resolved.get("metric"), dict):
+        resolved["metric"] = {
+            key: CodeRef.parse(f"metric.{key}", value, folder)
+            if key in ("data", "score") and isinstance(value, str) and value != "accuracy"
+            else value
+            for key, value in metric.items()
+        }
     if isinstance(outputs := resolved.get("outputs"), list):
         resolved["outputs"] = [
             {**output, "labels": folder / output["labels"]}
@@ -264,17 +294,33 @@ def _resolve(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return resolved
 
 
-_TABLES: Final[Mapping[str, type[_Table]]] = {
+def _code_or_file(key: str, text: str, folder: Path, files: str) -> CodeRef | Path:
+    path = folder / text
+    if ":" not in text and (path.exists() or path.suffix):
+        return path
+    try:
+        return CodeRef.parse(key, text, folder)
+    except SpecError as error:
+        raise SpecError(f"{error}; or {files}, and there is none of that name") from None
+
+
+_TABLES: Final[Mapping[str, type[Table]]] = {
     "inputs": InputSpec,
     "outputs": OutputSpec,
     "dynamic_batching": DynamicBatching,
-    "model": ModelRef,
+    "sequence_batching": SequenceBatching,
+    "metric": MetricSpec,
+    "tensorrt": TensorRT,
+    "model": CodeRef,
 }
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        *parents, key = problem["loc"] or ("spec",)
+        # A field of several types names the type that was tried; nobody wrote that.
+        *parents, key = [p for p in problem["loc"] if not (isinstance(p, str) and _is_type(p))] or [
+            "spec"
+        ]
         place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parents)[1:]
         if problem["type"] == "extra_forbidden":
             table = _TABLES.get(str(parents[0]), ExportSpec) if parents else ExportSpec
@@ -283,6 +329,16 @@ def _sentences(error: ValidationError) -> Iterator[str]:
             yield f"unknown key {key!r}" + (f" in {place}" if place else "") + hint
         elif problem["type"] == "missing":
             yield f"missing key {key!r}" + (f" in {place}" if place else "")
+        elif (
+            problem["type"] == "literal_error"
+            and "DynamicBatching" not in problem["loc"]
+            and ("literal[False]" in problem["loc"])
+        ):
+            continue  # the other half of "a table, or false" says what is wrong
         else:
             name = f"{place}[{key}]" if isinstance(key, int) else f"{place}.{key}".lstrip(".")
             yield f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _is_type(part: str) -> bool:
+    return part in ("DynamicBatching", "CodeRef", "path", "str") or part.startswith("literal[")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,15 +12,15 @@ from pathlib import Path
 from typing import Final
 
 import onnx
-import onnx.checker
 import onnx.shape_inference
 import torch
-from google.protobuf.message import Message
 
-from export import samples
+from export import onnx_graph, samples
+from export.code import is_users
 from export.dtypes import NUMPY
 from export.errors import ConversionError
 from export.spec import ExportSpec
+from export.tensors import TensorSpec
 from export.trained import TrainedModel
 
 # The newest that ONNX Runtime's Attention and NVIDIA's builder both take (23 and up fail).
@@ -46,41 +47,68 @@ def convert(
 ) -> ConvertReport:
     """Write `folder/model.onnx`; raises `ConversionError` with PyTorch's reason."""
     path = folder / "model.onnx"
-    weights = sum(t.numel() * t.element_size() for t in model.module.state_dict().values())
+    module = model.opened.module
+    weights = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     with _quiet_exporter():
         try:
-            program = _export(model)
-            program.save(path, external_data=weights > inline_limit_bytes)
+            if model.opened.scripted:
+                _export_script(model, path)
+            else:
+                program = _export(model)
+                program.save(path, external_data=weights > inline_limit_bytes)
         except Exception as error:
-            raise ConversionError(f"torch.onnx.export failed: {_reason(error)}") from error
+            raise ConversionError(
+                f"torch.onnx.export failed: {_reason(error, model.spec)}", _advice(error)
+            ) from error
     graph = onnx.load(path, load_external_data=False)
-    _strip(graph)
+    onnx_graph.strip(graph)
     graph = _with_declared_dims(graph, model.spec)
     path.write_bytes(graph.SerializeToString())
-    _check(path)
+    onnx_graph.check(path)
     size_bytes = sum(file.stat().st_size for file in folder.iterdir())
     return ConvertReport(path, len(graph.graph.node), size_bytes)
 
 
 def _export(model: TrainedModel) -> torch.onnx.ONNXProgram:
     spec = model.spec
-    example = samples.draw(spec, spec.example_sizes(), spec.seed)
     program = torch.onnx.export(
-        model.module,
-        model.arguments(example),
+        model.flat,
+        model.arguments(_example(spec)),
         dynamo=True,
         opset_version=OPSET,
         input_names=[tensor.name for tensor in spec.inputs],
         output_names=[tensor.name for tensor in spec.outputs],
-        # Names, not Dim objects: a Dim may become static without a word, a name raises.
-        dynamic_shapes=tuple(
-            {i: dim for i, dim in enumerate(spec.symbolic_shape(tensor)) if isinstance(dim, str)}
-            for tensor in spec.inputs
-        ),
+        # Names, not Dim objects: a Dim may become static without a word, a name raises. The outer
+        # tuple is forward()'s one parameter, *tensors.
+        dynamic_shapes=(tuple(_dynamic(spec, tensor) for tensor in spec.inputs),),
         verbose=False,
     )
     assert program is not None, "dynamo=True returns a program"
     return program
+
+
+def _export_script(model: TrainedModel, path: Path) -> None:
+    """By PyTorch's older exporter, the only one that takes TorchScript."""
+    spec = model.spec
+    # Opset 20 is its last, and it has no decomposition of what TorchScript may hold.
+    torch.onnx.export(
+        model.opened.module,
+        model.arguments(_example(spec)),
+        str(path),
+        dynamo=False,
+        opset_version=OPSET,
+        input_names=[tensor.name for tensor in spec.inputs],
+        output_names=[tensor.name for tensor in spec.outputs],
+        dynamic_axes={t.name: _dynamic(spec, t) for t in (*spec.inputs, *spec.outputs)},
+    )
+
+
+def _example(spec: ExportSpec) -> samples.Arrays:
+    return samples.draw(spec, spec.example_sizes(), spec.seed)
+
+
+def _dynamic(spec: ExportSpec, tensor: TensorSpec) -> dict[int, str]:
+    return {i: dim for i, dim in enumerate(spec.symbolic_shape(tensor)) if isinstance(dim, str)}
 
 
 def _with_declared_dims(model: onnx.ModelProto, spec: ExportSpec) -> onnx.ModelProto:
@@ -152,23 +180,6 @@ def _dims(value: onnx.ValueInfoProto) -> list[int | str]:
     ]
 
 
-def _strip(message: Message) -> None:
-    """Remove what the exporter notes for debugging: source paths and stack traces, per node."""
-    for field, value in message.ListFields():
-        if field.name in ("metadata_props", "doc_string"):
-            message.ClearField(field.name)
-        elif field.message_type is not None:
-            for child in [value] if isinstance(value, Message) else value:
-                _strip(child)
-
-
-def _check(path: Path) -> None:
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ConversionError(f"PyTorch wrote an invalid ONNX file: {error}") from error
-
-
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Keep torch's notes about its own insides away from the user; errors stay."""
@@ -195,14 +206,57 @@ def _quiet_exporter() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, spec: ExportSpec) -> str:
     """PyTorch's own words for what it could not do, without colours and advertisements."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(_root(error)))
     head, _, tail = text.partition("The following call raised this error:")
     lines = [line.strip() for line in head.splitlines()]
-    noise = ("For more", "For extended logs", "If you suspect", "For C++")
+    noise = (
+        "For more",
+        "For extended logs",
+        "If you suspect",
+        "For C++",
+        "Suggested fixes",
+        "def ",
+    )
     said = [line for line in lines if line and not line.startswith(noise)]
     place = [line.strip() for line in tail.splitlines() if line.strip()][:2]
-    return "\n".join([*said[:6], *place]) or type(error).__name__
+    reason = "\n".join([*said[:6], *place]) or type(error).__name__
+    # The user's inputs have names; to the exporter they are places in one tuple.
+    for number, tensor in enumerate(spec.inputs):
+        reason = reason.replace(f"inputs['tensors'][{number}]", f"inputs[{tensor.name!r}]")
+    return reason if place else reason + _place(error)
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code it arose, as far as the chain of errors knows."""
+    chain: BaseException | None = error
+    while chain is not None:
+        frames = [f for f in traceback.extract_tb(chain.__traceback__) if is_users(f.filename)]
+        frames = [f for f in frames if not f.filename.startswith("<")]
+        if frames:
+            return (
+                f"\n{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}"
+            )
+        chain = chain.__cause__ or chain.__context__
+    return ""
+
+
+_ADVICE: Final = {
+    "data-dependent": "choose by value with torch.where, or export the branch that is served",
+    "static shape": "forward() fixes this dim: use x.shape instead of the number, or give the "
+    "number in dims",
+    "No ONNX function found": "write it with operators that ONNX has, or leave it to the client",
+    "Unsupported": "write it with operators that ONNX has, or leave it to the client",
+}
+
+
+def _advice(error: BaseException) -> str:
+    text = str(_root(error))
+    return next((advice for words, advice in _ADVICE.items() if words in text), "")

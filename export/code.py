@@ -1,0 +1,102 @@
+"""The user's own callables: imported, called, blamed by file and line, remembered by content."""
+
+import importlib
+import importlib.util
+import site
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from export.errors import SourceError
+from export.fingerprint import sha256
+from export.spec import CodeRef
+
+
+def call(ref: CodeRef, *arguments: Any) -> Any:
+    """Return what the callable returns; raises `SourceError` with the place where it failed."""
+    with _importing_from(ref.folder.resolve()):
+        function = _callable(ref)
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise SourceError(f"{ref}() failed: {blame(error)}") from error
+
+
+def blame(error: BaseException) -> str:
+    """`error` in one line, with the place in the user's own code where it arose."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if is_users(frame.filename) and not frame.filename.startswith("<")
+    ]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {str(error).strip() or 'no message'}{place}"
+
+
+def is_users(file: str) -> bool:
+    """Whether a source file is the user's: neither installed, nor Python's, nor of this package."""
+    path = Path(file)
+    own = Path(__file__).parent
+    return not any(path.is_relative_to(folder) for folder in (own, *_INSTALLED))
+
+
+def imported() -> dict[str, str]:
+    """Hash of each file of the user's that this process has imported, by its path."""
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    return {
+        file: sha256(Path(file))
+        for file in sorted(filter(None, files))
+        if file.endswith(".py") and is_users(file) and Path(file).is_file()
+    }
+
+
+_INSTALLED = tuple(
+    Path(folder)
+    for folder in {
+        *(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    }
+)
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _callable(ref: CodeRef) -> Callable[..., Any]:
+    try:
+        if not ref.module.endswith(".py"):
+            module = importlib.import_module(ref.module)
+        else:
+            path = ref.folder.resolve() / ref.module
+            if not path.is_file():
+                raise SourceError(f"there is no file {path}")
+            # A name of its own, so that a file called json.py shadows nothing.
+            name = f"_exported_{path.stem}"
+            if (known := sys.modules.get(name)) and known.__file__ == str(path):
+                module = known
+            else:
+                found = importlib.util.spec_from_file_location(name, path)
+                assert found, "a .py file has a spec"
+                assert found.loader, "a .py file has a loader"
+                module = importlib.util.module_from_spec(found)
+                sys.modules[found.name] = module
+                found.loader.exec_module(module)
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(f"cannot import {ref.module}: {blame(error)}") from error
+    function = getattr(module, ref.function, None)
+    if not callable(function):
+        raise SourceError(f"{ref.module} has no function {ref.function!r}")
+    return function  # type: ignore[no-any-return]
