@@ -65,11 +65,11 @@ def batching(spec: ExportSpec, profile: Profile | None, objective: Objective) ->
 
 def _limit(spec: ExportSpec, profile: Profile | None, objective: Objective) -> int:
     """The smallest batch that reaches what the best one does, of those within the bound."""
-    point = _best(profile, objective) if profile else None
-    if profile is None or point is None:
+    within = _within(profile, objective) if profile else []
+    if not within:
         return spec.batch_limit
-    within = _within(profile, objective)
-    return next(each.batch for each in within if each.throughput >= 0.98 * point.throughput)
+    most = max(each.throughput for each in within)
+    return next(each.batch for each in within if each.throughput >= 0.98 * most)
 
 
 def _dynamic(limit: int, profile: Profile | None, objective: Objective) -> DynamicBatching | None:
@@ -88,7 +88,7 @@ def _dynamic(limit: int, profile: Profile | None, objective: Objective) -> Dynam
     if objective.p99_ms is not None:
         delay_us = min(delay_us, (objective.p99_ms - knee.p99_ms) / 2 * 1000)
     return DynamicBatching(
-        preferred_batch_size=(knee.batch,), max_queue_delay_microseconds=int(delay_us)
+        preferred_batch_size=(knee.batch,), max_queue_delay_microseconds=round(delay_us)
     )
 
 

@@ -94,8 +94,8 @@ def _export(args: argparse.Namespace, screen: Screen) -> int:
         spec.name, args.work_dir, resume=args.resume, timeout_s=args.step_timeout_s
     ) as shop:
         export = pipeline.Export(spec, shop, have.here(spec.target), screen, options)
-        if not spec.inputs:
-            _confirm(export, screen, yes=args.yes)
+        if spec.samples and not spec.inputs and not args.yes:
+            _confirm(export, screen)
         exported = export.run()
     took = time.perf_counter() - begun
     manifest = exported.manifest
@@ -115,14 +115,14 @@ def _export(args: argparse.Namespace, screen: Screen) -> int:
     return 0
 
 
-def _confirm(export: Any, screen: Screen, *, yes: bool) -> None:
+def _confirm(export: Any, screen: Screen) -> None:
     """Show inputs that were inferred from calls; go on when somebody says that they are right."""
     from export.interface import as_toml
 
     described = export.describe()
     screen.out.print(Text(as_toml(described.spec.inputs, described.spec.outputs)), soft_wrap=True)
     export.spec = described.spec
-    if yes or not described.inferred:
+    if not described.inferred:
         return
     if not sys.stdin.isatty():
         raise SpecError(

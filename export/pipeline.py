@@ -82,13 +82,14 @@ class Export:
 
     def run(self) -> Exported:
         """Publish the next version; raises `ExportError` and changes nothing."""
+        planned = formats.plan(self.spec, self.have)
+        self._refuse_empty(planned)
         captured = self._step("capture", self._capture())
         self.spec = captured.report.spec
         label_files = self._plain("labels", lambda: labels.read(self.spec))
         optimised = self._step(
             "optimise", (optimise.Request(source=captured.folder), optimise.Report)
         )
-        planned = formats.plan(self.spec, self.have)
         self._skip(planned)
         variants = [self._variant(each, captured, optimised.folder) for each in planned]
         chosen, why = self._choose(variants)
@@ -106,6 +107,12 @@ class Export:
             spec=self.spec, trust_pickle=self.options.trust_pickle, describe=describe
         )
         return request, capture.Report
+
+    def _refuse_empty(self, planned: Sequence[Planned]) -> None:
+        asked = [each for each in planned if each.format in self.spec.formats]
+        if asked and all(each.skipped for each in asked):
+            reasons = "; ".join(f"{each.format}: {each.skipped}" for each in asked)
+            raise AbsentError(f"nothing that was asked for can be made here: {reasons}")
 
     def _skip(self, planned: Sequence[Planned]) -> None:
         """A line for each reason, with the formats that it keeps from being tried."""
@@ -210,9 +217,7 @@ class Export:
         alive = [v for v in eligible if v.candidate.status == "ok"]
         if not alive:
             reasons = "; ".join(f"{v.candidate.format}: {v.candidate.why}" for v in eligible)
-            skipped = all(v.candidate.status == "skipped" for v in eligible)
-            kind = AbsentError if skipped else ParityError
-            raise kind(f"no format that was asked for can be published: {reasons}")
+            raise ParityError(f"no format that was asked for can be published: {reasons}")
         best, why = choose.choose([v.candidate for v in alive], self._objective)
         return next(v for v in alive if v.candidate is best), why
 

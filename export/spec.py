@@ -296,7 +296,7 @@ def _resolve(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _code_or_file(key: str, text: str, folder: Path, files: str) -> CodeRef | Path:
     path = folder / text
-    if ":" not in text and (path.exists() or path.suffix):
+    if ":" not in text and path.suffix != ".py" and (path.exists() or path.suffix):
         return path
     try:
         return CodeRef.parse(key, text, folder)

@@ -1,6 +1,6 @@
 """The trained PyTorch model as a function from named arrays to named arrays."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Flat(torch.nn.Module):
         self._where = tuple(where)
         self._select = select
         self._lowered = lowered
+        self.training = False  # the module's own mode has been looked at; this shell has none
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Call the module as it wants to be called."""
@@ -90,7 +91,8 @@ class TrainedModel:
         values = named(result)
         if all(name in values for name in names):
             return tuple(values[name] for name in names)
-        if len(values) != len(names):
+        # By order only where order is all there is: two outputs of a dict are easily swapped.
+        if len(values) != len(names) or (isinstance(result, Mapping) and len(names) > 1):
             raise SourceError(
                 f"forward() returns {len(values)} outputs ({', '.join(values)}); "
                 f"the spec names {names}",

@@ -1,6 +1,7 @@
 """An existing ONNX file as a source: it is its own reference, run as it was written."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ class OnnxModel:
     """An ONNX file in ONNX Runtime with every optimisation off."""
 
     kind = "onnx"
+    dim_sizes: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(self, path: Path, session: onnxruntime.InferenceSession, spec: ExportSpec) -> None:
         self._path = path

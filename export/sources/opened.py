@@ -2,7 +2,8 @@
 
 import inspect
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from export.tensors import InputSpec
 class Opened:
     """A module in eval mode on the CPU, and what is known of where it came from.
 
-    `inputs` are those that the source itself knows; empty where only the spec can say.
+    `inputs` are those that the source itself knows, `dim_sizes` where their dims can be checked;
+    empty where only the spec can say.
     `scripted`: TorchScript, which only PyTorch's older exporter takes.
     """
 
@@ -27,6 +29,7 @@ class Opened:
     files: tuple[Path, ...]
     parameters: tuple[str, ...]  # of forward(), in order
     inputs: tuple[InputSpec, ...] = ()
+    dim_sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     scripted: bool = False
 
     @property
@@ -39,6 +42,7 @@ def open_source(spec: ExportSpec, *, trust_pickle: bool) -> Opened:
     """Open the spec's model; raises `SourceError`. Runs the user's callable."""
     files: tuple[Path, ...] = ()
     inputs: tuple[InputSpec, ...] = ()
+    sizes: Mapping[str, tuple[int, ...]] = {}
     if isinstance(spec.model, CodeRef):
         kind, module = "callable", _called(spec.model)
     else:
@@ -49,6 +53,7 @@ def open_source(spec: ExportSpec, *, trust_pickle: bool) -> Opened:
             kind = "transformers"
             module, files = transformers_folder.load(path)
             inputs = transformers_folder.inputs(module)
+            sizes = transformers_folder.dim_sizes(module)
         elif path.suffix == ".pt2":
             kind, module, files = "exported-program", program.load(path), (path,)
         else:
@@ -60,7 +65,7 @@ def open_source(spec: ExportSpec, *, trust_pickle: bool) -> Opened:
     if kind != "exported-program":  # whose mode was decided when it was captured
         _refuse_train_mode(module, str(spec.model))
     scripted = isinstance(module, torch.jit.ScriptModule)
-    return Opened(module.cpu(), kind, files, _parameters(module), inputs, scripted)
+    return Opened(module.cpu(), kind, files, _parameters(module), inputs, sizes, scripted)
 
 
 def _called(ref: CodeRef) -> torch.nn.Module:

@@ -23,6 +23,7 @@ class PytorchModel:
         self.files = opened.files
         self.weight_count = opened.weight_count
         self.inputs: tuple[InputSpec, ...] = opened.inputs
+        self.dim_sizes = opened.dim_sizes
         self.parameters = opened.parameters
 
     def of(self, spec: ExportSpec) -> Self:

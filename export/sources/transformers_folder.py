@@ -1,9 +1,11 @@
 """A local Hugging Face folder: config.json and safetensors, opened by transformers' own classes."""
 
+import importlib
 import importlib.util
-import json
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -48,64 +50,72 @@ def load(folder: Path) -> tuple[torch.nn.Module, tuple[Path, ...]]:
 
 
 def _class(transformers: Any, folder: Path) -> Any:
-    names = json.loads((folder / "config.json").read_text("utf-8")).get("architectures") or []
-    found = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
-    return found[0] if found else transformers.AutoModel
+    """The class that the folder was saved from: a public one, or a part of one (an encoder)."""
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    names = getattr(config, "architectures", None) or []
+    package = type(config).__module__.rpartition(".")[0]
+    modeling = importlib.import_module(f"{package}.modeling_{package.rpartition('.')[2]}")
+    for name in names:
+        for home in (transformers, modeling):
+            if hasattr(home, name):
+                return getattr(home, name)
+    return transformers.AutoModel
 
 
 def inputs(module: Any) -> tuple[InputSpec, ...]:
     """The inputs that transformers' models of this kind are called with; empty if unknown."""
-    config = module.config
-    text = getattr(config, "text_config", config)
+    parameters = tuple(inspect.signature(module.forward).parameters)
+    main = module.main_input_name
+    two_sided = all(hasattr(module.config, f"{side}_config") for side in ("text", "vision"))
+    wanted = ["input_ids", "pixel_values"] if two_sided else [main]
     found: list[InputSpec] = []
-    names = _parameters(module)
-    image = _image(module) if "pixel_values" in names else None
-    if "input_ids" in names and module.main_input_name in ("input_ids", "pixel_values"):
-        vocabulary = getattr(text, "vocab_size", None)
-        if vocabulary and (module.main_input_name == "input_ids" or image is None or _both(module)):
-            found.append(_ids("input_ids", vocabulary - 1))
-            if "attention_mask" in names:
-                found.append(
-                    InputSpec(name="attention_mask", dtype="INT64", dims=("seq",), range=(1, 1))
-                )
-    if image and (module.main_input_name == "pixel_values" or _both(module)):
-        found.append(InputSpec(name="pixel_values", dtype="FP32", dims=image))
-    if module.main_input_name == "input_values":
-        found.append(InputSpec(name="input_values", dtype="FP32", dims=("samples",)))
-    if module.main_input_name == "input_features":
-        found.append(InputSpec(name="input_features", dtype="FP32", dims=_features(config)))
-    if module.main_input_name == "inputs_embeds":
-        found.append(
-            InputSpec(name="inputs_embeds", dtype="FP32", dims=("seq", config.hidden_size))
-        )
+    for name in wanted:
+        if name in parameters and name in _KNOWN:
+            found += _KNOWN[name](module.config)
+    if "input_ids" in wanted and found and "attention_mask" in parameters:
+        mask = InputSpec(name="attention_mask", dtype="INT64", dims=("seq",), range=(0, 1))
+        found.insert(1, mask)
+    if getattr(module.config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
+        found.append(_ids("decoder_input_ids", module.config, "target"))
     return tuple(found)
 
 
-def _ids(name: str, highest: int) -> InputSpec:
-    return InputSpec(name=name, dtype="INT64", dims=("seq",), range=(0, highest))
+def dim_sizes(module: Any) -> dict[str, tuple[int, ...]]:
+    """Sizes at which dims with a least one are checked: a wave has to fill the convolutions."""
+    config = module.config
+    if not (kernels := getattr(config, "conv_kernel", None)):
+        return {}
+    least, step = 1, 1
+    for kernel, stride in zip(reversed(kernels), reversed(config.conv_stride), strict=True):
+        least, step = (least - 1) * stride + kernel, step * stride
+    return {"samples": (least + 2 * step, least + 7 * step + 1, least + 20 * step - 1)}
 
 
-def _both(module: Any) -> bool:
-    """Whether text and image are two sides of one model (CLIP and its kin)."""
-    return hasattr(module.config, "text_config") and hasattr(module.config, "vision_config")
+def _ids(name: str, config: Any, dim: str = "seq") -> InputSpec:
+    highest = getattr(config, "text_config", config).vocab_size - 1
+    return InputSpec(name=name, dtype="INT64", dims=(dim,), range=(0, highest))
 
 
-def _parameters(module: Any) -> list[str]:
-    import inspect
-
-    return list(inspect.signature(module.forward).parameters)
-
-
-def _image(module: Any) -> tuple[int, int, int] | None:
-    config = getattr(module.config, "vision_config", module.config)
-    channels, size = getattr(config, "num_channels", 3), getattr(config, "image_size", None)
-    if size is None:
-        size = 224  # convolutional ones take any; this is what they are trained on
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return channels, height, width
+def _pixels(config: Any) -> list[InputSpec]:
+    vision = getattr(config, "vision_config", config)
+    # Convolutional networks name no size: this is what they are trained on.
+    size = getattr(vision, "image_size", None) or 224
+    height, width = (size, size) if isinstance(size, int) else size
+    dims = (getattr(vision, "num_channels", 3), height, width)
+    return [InputSpec(name="pixel_values", dtype="FP32", dims=dims)]
 
 
-def _features(config: Any) -> tuple[int | str, int | str]:
+def _features(config: Any) -> list[InputSpec]:
+    dims: tuple[int | str, ...] = ("frames", getattr(config, "feature_size", 80))
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
-        return config.num_mel_bins, 2 * config.max_source_positions  # Whisper: a convolution halves
-    return "frames", getattr(config, "feature_size", 80)
+        # Whisper: a convolution of stride 2 stands before positions of a fixed number.
+        dims = (config.num_mel_bins, 2 * config.max_source_positions)
+    return [InputSpec(name="input_features", dtype="FP32", dims=dims)]
+
+
+_KNOWN: Final[Mapping[str, Callable[[Any], list[InputSpec]]]] = {
+    "input_ids": lambda config: [_ids("input_ids", config)],
+    "pixel_values": _pixels,
+    "input_values": lambda _: [InputSpec(name="input_values", dtype="FP32", dims=("samples",))],
+    "input_features": _features,
+}

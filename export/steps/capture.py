@@ -17,7 +17,7 @@ from export.reference import Check, Run
 from export.sample_data import Call, read
 from export.spec import ExportSpec
 from export.steps import base
-from export.tensors import InputSpec
+from export.tensors import TensorSpec
 
 MODEL: Final = "model.onnx"
 LABELLED: Final = "labelled.npz"
@@ -48,7 +48,8 @@ class Report(base.Report):
     kind: str
     files: dict[str, FileFacts]
     weight_count: int
-    inferred: bool  # the inputs come from calls that were seen, and somebody should confirm them
+    named: bool  # the spec says what the inputs are
+    inferred: bool  # they come from calls that were seen: somebody should confirm them
     checks: tuple[Check, ...] = ()
     score: float | None = None
     converted: str = ""
@@ -61,7 +62,11 @@ class Report(base.Report):
         )
         if self.spec.weights:
             origin += f" with {self.spec.weights.name}"
-        return f"{origin}, {self.weight_count:,} parameters; {self.converted}"
+        said = f"{origin}, {self.weight_count:,} parameters; {self.converted}"
+        if self.named:
+            return said
+        inputs = (f"{t.name} {t.dtype} {_shape(self.spec, t)}" for t in self.spec.inputs)
+        return f"{said}; inputs {', '.join(inputs)}"
 
 
 def run(request: Request, folder: Path) -> Report:
@@ -74,10 +79,10 @@ def run(request: Request, folder: Path) -> Report:
         from export.sources import pytorch as source  # type: ignore[no-redef]
     model = clock.timed("load", lambda: source.open_model(spec, request.trust_pickle))
     calls = read(spec.samples) if spec.samples else []
-    spec, inferred = _with_inputs(spec, calls, model.inputs, model.parameters)
+    spec, inferred = _with_inputs(spec, calls, model)
     model = model.of(spec)
     if not spec.outputs:
-        spec = spec.model_copy(update={"outputs": _outputs(spec, calls, model.raw)})
+        spec = spec.model_copy(update={"outputs": _outputs(spec, model.raw)})
         spec = ExportSpec.model_validate(spec.model_dump())
         model = model.of(spec)
     report = Report(
@@ -85,6 +90,7 @@ def run(request: Request, folder: Path) -> Report:
         kind=model.kind,
         files={f.name: FileFacts(sha256=sha256(f), bytes=f.stat().st_size) for f in model.files},
         weight_count=model.weight_count,
+        named=bool(request.spec.inputs),
         inferred=inferred,
     )
     if request.describe:
@@ -108,6 +114,10 @@ def run(request: Request, folder: Path) -> Report:
     )
 
 
+def _shape(spec: ExportSpec, tensor: TensorSpec) -> str:
+    return f"[{', '.join(map(str, spec.symbolic_shape(tensor)))}]"
+
+
 class _Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -119,16 +129,16 @@ class _Clock:
         return result
 
 
-def _with_inputs(
-    spec: ExportSpec, calls: list[Call], known: tuple[InputSpec, ...], parameters: tuple[str, ...]
-) -> tuple[ExportSpec, bool]:
+def _with_inputs(spec: ExportSpec, calls: list[Call], model: Any) -> tuple[ExportSpec, bool]:
+    """The spec with inputs, and whether they were inferred from calls."""
     if spec.inputs:
         return spec, False
     update: dict[str, Any] = {}
-    if known:
-        update["inputs"] = known
+    if model.inputs:
+        inputs = model.inputs
+        update["dim_sizes"] = {**model.dim_sizes, **spec.dim_sizes}
     elif calls:
-        update["inputs"] = inputs_of(calls, parameters, spec.max_batch_size)
+        inputs = inputs_of(calls, model.parameters, spec.max_batch_size)
         if spec.max_batch_size is None and not has_batch(calls, None):
             update["max_batch_size"] = 0
     else:
@@ -136,23 +146,21 @@ def _with_inputs(
             "nothing says what the inputs are",
             "give [[inputs]], or samples: a .npz file or a callable that yields example calls",
         )
+    update["inputs"] = [tensor.model_dump() for tensor in inputs]
     # Validated anew: what the spec says of its dims has to fit the inputs that it has now.
-    return ExportSpec.model_validate({**spec.model_dump(), **_dumped(update)}), not known
+    return ExportSpec.model_validate({**spec.model_dump(), **update}), not model.inputs
 
 
-def _dumped(update: dict[str, Any]) -> dict[str, Any]:
-    return {**update, "inputs": [tensor.model_dump() for tensor in update["inputs"]]}
-
-
-def _outputs(spec: ExportSpec, calls: list[Call], raw: Callable[..., Any]) -> Any:
-    """From two runs that differ in every dynamic dim."""
-    first = spec.example_sizes()
-    # The example's sizes are distinct; those one further are, too.
-    second = {dim: size + len(first) for dim, size in first.items()}
-    runs = []
-    for number, sizes in enumerate((first, second)):
-        runs.append((sizes, raw(samples.draw(spec, sizes, spec.seed + number), sizes)))
-    return outputs_of(runs, spec)
+def _outputs(spec: ExportSpec, raw: Callable[..., Any]) -> Any:
+    """From runs at sizes that differ in every dynamic dim."""
+    checked = spec.checked_sizes()
+    return outputs_of(
+        [
+            (sizes, raw(samples.draw(spec, sizes, spec.seed + number), sizes))
+            for number, sizes in enumerate((spec.example_sizes(), checked[0], checked[-1]))
+        ],
+        spec,
+    )
 
 
 def _references(

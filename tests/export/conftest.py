@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
+from export import compare, onnx_session, samples, to_onnx
 from export import spec as specs
+from export.sources.opened import open_source
 from export.spec import ExportSpec
+from export.trained import TrainedModel
 
 HERE = Path(__file__).parent
 
@@ -56,3 +59,35 @@ def snapshot() -> Snapshot:
         }
 
     return take
+
+
+@pytest.fixture
+def load() -> Callable[[ExportSpec], TrainedModel]:
+    """The trained model of a spec, tried once at the example's sizes."""
+
+    def loaded(spec: ExportSpec, trust_pickle: bool = False) -> TrainedModel:
+        model = TrainedModel(open_source(spec, trust_pickle=trust_pickle), spec)
+        sizes = spec.example_sizes()
+        model.run(samples.draw(spec, sizes, spec.seed), sizes)
+        return model
+
+    return loaded
+
+
+@pytest.fixture
+def convert(load: Callable[[ExportSpec], TrainedModel]) -> Callable[..., Any]:
+    """(model, ONNX file) of a spec, in this process; the two agree at every checked size."""
+
+    def converted(spec: ExportSpec, folder: Path, **limits: int) -> Path:
+        model = load(spec)
+        to_onnx.convert(model, folder, **limits)
+        session = onnx_session.opened(folder / "model.onnx")
+        names = [tensor.name for tensor in spec.outputs]
+        for sizes in spec.checked_sizes():
+            inputs = samples.draw(spec, sizes, 1)
+            expected = model.run(inputs, sizes)
+            for tensor, result in zip(spec.outputs, session.run(names, inputs), strict=True):
+                assert compare.compare(tensor, sizes, expected[tensor.name], result).miss is None
+        return folder / "model.onnx"
+
+    return converted

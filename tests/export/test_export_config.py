@@ -5,11 +5,18 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.config_pbtxt import interface_changes, render
+from export import choose, config_pbtxt
+from export.config_pbtxt import interface_changes
 from export.errors import PublishError
+from export.objective import Objective
 from export.spec import ExportSpec
 
 MakeSpec = Callable[..., ExportSpec]
+
+
+def render(spec: ExportSpec, **facts: Any) -> str:
+    """The configuration of a version that was not measured."""
+    return config_pbtxt.render(spec, choose.batching(spec, None, Objective("throughput")), **facts)
 
 
 def parsed(text: str) -> Any:

@@ -5,20 +5,14 @@ from typing import Any
 import onnx
 import pytest
 
-from export import samples, source, to_onnx, verify
+from export import samples, to_onnx
 from export.errors import ConversionError
 from export.spec import ExportSpec
 from export.trained import TrainedModel
 
 MakeSpec = Callable[..., ExportSpec]
-
-
-def convert(spec: ExportSpec, folder: Path, **limits: int) -> onnx.ModelProto:
-    """The verified file of `spec`."""
-    loaded = source.load(spec)
-    report = to_onnx.convert(loaded.model, folder, **limits)
-    verify.verify(loaded.model, report.path)
-    return onnx.load(report.path)
+Load = Callable[..., TrainedModel]
+Convert = Callable[..., Path]
 
 
 def shapes(values: Any) -> dict[str, list[int | str]]:
@@ -29,7 +23,7 @@ def shapes(values: Any) -> dict[str, list[int | str]]:
 
 
 def test_integer_inputs_several_outputs_and_a_named_dim_stay_dynamic(
-    make_spec: MakeSpec, tmp_path: Path
+    make_spec: MakeSpec, tmp_path: Path, load: Load, convert: Convert
 ) -> None:
     ids = {"dtype": "INT64", "dims": ["seq"]}
     spec = make_spec(
@@ -45,7 +39,7 @@ def test_integer_inputs_several_outputs_and_a_named_dim_stay_dynamic(
         ],
         dim_sizes={"seq": [1, 16, 33]},
     )
-    graph = convert(spec, tmp_path).graph
+    graph = onnx.load(convert(spec, tmp_path)).graph
 
     assert shapes(graph.input) == {"ids": ["batch", "seq"], "mask": ["batch", "seq"]}
     assert shapes(graph.output) == {
@@ -55,7 +49,9 @@ def test_integer_inputs_several_outputs_and_a_named_dim_stay_dynamic(
     }
 
 
-def test_without_a_batch_dimension_rank_0_tensors_pass(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_without_a_batch_dimension_rank_0_tensors_pass(
+    make_spec: MakeSpec, tmp_path: Path, load: Load, convert: Convert
+) -> None:
     spec = make_spec(
         model="zoo.py:scalar",
         max_batch_size=0,
@@ -68,13 +64,13 @@ def test_without_a_batch_dimension_rank_0_tensors_pass(make_spec: MakeSpec, tmp_
             {"name": "scaled", "dtype": "FP32", "dims": [4]},
         ],
     )
-    graph = convert(spec, tmp_path).graph
+    graph = onnx.load(convert(spec, tmp_path)).graph
 
     assert shapes([*graph.input, *graph.output]) == {"x": [4], "k": [], "total": [], "scaled": [4]}
 
 
 def test_the_stale_sequence_dim_of_an_lstm_is_inferred_anew(
-    make_spec: MakeSpec, tmp_path: Path
+    make_spec: MakeSpec, tmp_path: Path, load: Load, convert: Convert
 ) -> None:
     # The only test with an LSTM: in torch 2.13 the second export of one in a process fails.
     spec = make_spec(
@@ -82,22 +78,24 @@ def test_the_stale_sequence_dim_of_an_lstm_is_inferred_anew(
         inputs=[{"name": "x", "dtype": "FP32", "dims": ["seq", 4]}],
         outputs=[{"name": "y", "dtype": "FP32", "dims": ["seq", 6]}],
     )
-    graph = convert(spec, tmp_path).graph
+    graph = onnx.load(convert(spec, tmp_path)).graph
 
     assert shapes(graph.output) == {"y": ["batch", "seq", 6]}
 
 
 def test_a_file_holds_no_source_path_and_no_stack_trace(
-    make_spec: MakeSpec, tmp_path: Path
+    make_spec: MakeSpec, tmp_path: Path, load: Load, convert: Convert
 ) -> None:
-    model = convert(make_spec(), tmp_path)
+    model = onnx.load(convert(make_spec(), tmp_path))
 
     assert str(Path(__file__).parent).encode() not in model.SerializeToString()
     assert not model.metadata_props
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
 
-def test_large_weights_lie_beside_the_graph(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_large_weights_lie_beside_the_graph(
+    make_spec: MakeSpec, tmp_path: Path, convert: Convert
+) -> None:
     convert(make_spec(model="zoo.py:wide"), tmp_path, inline_limit_bytes=0)
 
     assert {file.name for file in tmp_path.glob("model*")} == {"model.onnx", "model.onnx.data"}
@@ -111,12 +109,17 @@ def test_large_weights_lie_beside_the_graph(make_spec: MakeSpec, tmp_path: Path)
     ],
 )
 def test_pytorchs_reason_is_given_without_colours_and_advertisements(
-    make_spec: MakeSpec, tmp_path: Path, capfd: pytest.CaptureFixture[str], model: str, reason: str
+    make_spec: MakeSpec,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    model: str,
+    reason: str,
+    load: Load,
 ) -> None:
-    loaded = source.load(make_spec(model=f"zoo.py:{model}"))
+    loaded = load(make_spec(model=f"zoo.py:{model}"))
 
     with pytest.raises(ConversionError) as error:
-        to_onnx.convert(loaded.model, tmp_path)
+        to_onnx.convert(loaded, tmp_path)
 
     message = str(error.value)
     assert reason in message
@@ -126,7 +129,7 @@ def test_pytorchs_reason_is_given_without_colours_and_advertisements(
 
 
 def test_dims_that_are_always_equal_have_to_share_a_name(
-    make_spec: MakeSpec, tmp_path: Path
+    make_spec: MakeSpec, tmp_path: Path, load: Load
 ) -> None:
     def added(dim_a: str, dim_b: str) -> ExportSpec:
         dims = {"a": dim_a, "b": dim_b}
@@ -138,17 +141,17 @@ def test_dims_that_are_always_equal_have_to_share_a_name(
 
     # Such a module fails at the example's sizes already; one whose dims became equal in the
     # exporter does not, and this is what its file looks like.
-    model = TrainedModel(source.load(added("n", "n")).model.module, added("n", "m"))
+    model = TrainedModel(load(added("n", "n")).opened, added("n", "m"))
 
     with pytest.raises(ConversionError, match="dims 'm' and 'n' are always equal"):
         to_onnx.convert(model, tmp_path)
 
 
 def test_a_module_that_writes_to_its_input_is_compared_on_the_same_values(
-    make_spec: MakeSpec, tmp_path: Path
+    make_spec: MakeSpec, tmp_path: Path, load: Load, convert: Convert
 ) -> None:
     spec = make_spec(model="zoo.py:in_place")
-    model = source.load(spec).model
+    model = load(spec)
     inputs = samples.draw(spec, {"batch": 2}, seed=0)
     before = inputs["x"].copy()
 

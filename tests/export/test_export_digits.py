@@ -1,6 +1,7 @@
 """The example that is committed, and its version in the committed repository."""
 
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import onnxruntime
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export import config_pbtxt, source, spec
+from export import choose, config_pbtxt, spec
+from export.objective import Objective
+from export.trained import TrainedModel
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "digits"
@@ -29,11 +32,12 @@ def example() -> spec.ExportSpec:
     return spec.load((EXAMPLE / "digits.toml").read_text(), EXAMPLE, {})
 
 
-def test_the_committed_weights_read_the_held_out_digits() -> None:
+def test_the_committed_weights_read_the_held_out_digits(
+    load: Callable[[spec.ExportSpec], TrainedModel],
+) -> None:
     images, labels = held_out()
-    model = source.load(example()).model
 
-    logits = model.run({"image": images}, {"batch": len(images)})["logits"]
+    logits = load(example()).run({"image": images}, {"batch": len(images)})["logits"]
 
     assert accuracy(logits, labels) >= 0.985
     assert (EXAMPLE / "digits.safetensors").stat().st_size < 200_000
@@ -51,7 +55,8 @@ def test_the_published_version_reads_the_held_out_digits() -> None:
 def test_the_published_config_is_what_the_spec_says() -> None:
     text = (PUBLISHED / "config.pbtxt").read_text()
 
-    assert text == config_pbtxt.render(example())
+    batching = choose.batching(example(), None, Objective("throughput"))
+    assert text == config_pbtxt.render(example(), batching)
     assert text_format.Parse(text, pb.ModelConfig()).max_batch_size == 64
     assert (PUBLISHED / "labels.txt").read_bytes() == (EXAMPLE / "labels.txt").read_bytes()
 

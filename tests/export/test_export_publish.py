@@ -34,7 +34,7 @@ def put(
     replace_config: bool = False,
 ) -> PublishReport:
     return publish(
-        built,
+        built.iterdir(),
         {"config.pbtxt": config, "labels.txt": b"labels of " + config},
         repository,
         "m",

@@ -1,7 +1,9 @@
 """Models to export: each callable is named by a spec of the tests."""
 
+import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -67,6 +69,31 @@ class InPlace(nn.Module):
         return x.add_(1)
 
 
+class Nested(nn.Module):
+    def forward(
+        self, batch: dict[str, tuple[torch.Tensor, torch.Tensor]], scale: torch.Tensor
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        left, right = batch["pair"]
+        total = (left + right) * scale
+        return {"sums": {"all": total, "twice": 2 * total}}
+
+
+class Infinite(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.abs().neg().sqrt()
+
+
+class Unsupported(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.airy_ai(x)
+
+
+class Slow(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(60)
+        return x
+
+
 class Dropped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -117,6 +144,26 @@ def add() -> nn.Module:
 
 def in_place() -> nn.Module:
     return InPlace().eval()
+
+
+def nested() -> nn.Module:
+    return Nested().eval()
+
+
+def infinite() -> nn.Module:
+    return Infinite().eval()
+
+
+def unsupported() -> nn.Module:
+    return Unsupported().eval()
+
+
+def slow() -> nn.Module:
+    return Slow().eval()
+
+
+def misshapen() -> dict[str, Any]:
+    return {"x": np.zeros((8, 5), "float32")}
 
 
 def in_train_mode() -> nn.Module:
