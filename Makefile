@@ -62,7 +62,7 @@ lock: pyproject.toml  ## choose the pinned versions anew
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install --quiet pip-tools
 	.venv-lock/bin/pip-compile --quiet --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-		--extra cpu --extra export --extra loadtest --extra tracing --extra remote --extra dev --output-file requirements.lock pyproject.toml
+		--extra cpu --extra export --extra transformers --extra preflight --extra loadtest --extra tracing --extra remote --extra dev --output-file requirements.lock pyproject.toml
 	# a CPU build of torch carries a local suffix that other machines cannot name
 	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/; 1i # Pinned versions for `make setup`. Made by `make lock`; do not edit.' requirements.lock
 

@@ -31,8 +31,13 @@ def places(inputs: Sequence[InputSpec], parameters: Sequence[str]) -> tuple[str,
     return tuple(chosen)
 
 
-def arranged(values: Sequence[Any], where: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments with each value in its place (see `places`)."""
+def arranged(
+    values: Sequence[Any], where: Sequence[str], by_position: Sequence[str] = ()
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments with each value in its place (see `places`).
+
+    Parameters in `by_position` are passed so, in this order, and not by name.
+    """
     tree: dict[str, Any] = {}
     for value, place in zip(values, where, strict=True):
         *parents, last = re.findall(r"\w+|\[\d+\]", place)
@@ -42,7 +47,8 @@ def arranged(values: Sequence[Any], where: Sequence[str]) -> tuple[tuple[Any, ..
         node[last] = value
     positional = sorted((int(name), value) for name, value in tree.items() if name.isdecimal())
     keywords = {name: _built(value) for name, value in tree.items() if not name.isdecimal()}
-    return tuple(_built(value) for _, value in positional), keywords
+    first = tuple(keywords.pop(name) for name in by_position if name in keywords)
+    return first + tuple(_built(value) for _, value in positional), keywords
 
 
 def _built(node: Any) -> Any:

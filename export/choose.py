@@ -45,10 +45,10 @@ def choose(candidates: Sequence[Candidate], objective: Objective) -> tuple[Candi
             "allow more, or take a smaller model",
         )
     best = max(fitting, key=lambda each: _merit(each.profile, objective))
-    base = next((each for each in fitting if each.format == BASE), None)
-    if base and _merit(best.profile, objective) < MARGIN * _merit(base.profile, objective):
-        best = base
-    return best, _why(best, base, objective)
+    exact = next((each for each in fitting if each.format == BASE), None)
+    if exact and _merit(best.profile, objective) < MARGIN * _merit(exact.profile, objective):
+        best = exact
+    return best, _why(best, exact, objective)
 
 
 def batching(spec: ExportSpec, profile: Profile | None, objective: Objective) -> Batching:

@@ -28,7 +28,7 @@ STEP_TIMEOUT_S = 1800.0
 
 EPILOG = """\
 further commands, each with its own --help:
-  tidegate export inspect FILE|FOLDER|SPEC   inputs, outputs, operators; a version's manifest, checked
+  tidegate export inspect FILE|FOLDER|SPEC   inputs, outputs, operators; a version's manifest
   tidegate export verify SPEC VERSION        a published version against the spec's model
   tidegate export profile VERSION|FILE       latency, throughput, memory, cold start of a file
   tidegate export formats                    which formats make sense on this machine, and why not

@@ -13,6 +13,7 @@ from export import cli as command_line
 from export import fingerprint, formats, have, machine, onnx_graph, pipeline, workshop
 from export import manifest as manifests
 from export.display import Screen
+from export.dtypes import KSERVE
 from export.errors import ParityError, SpecError
 from export.interface import as_toml
 from export.manifest import Manifest
@@ -211,7 +212,7 @@ def _spec_of(file: Path, args: argparse.Namespace) -> ExportSpec:
                 for axis, d in enumerate(value.type.tensor_type.shape.dim)
             ][skip:]
             numpy = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            table = {"name": value.name, "dtype": _kserve(numpy.name), "dims": dims}
+            table: dict[str, Any] = {"name": value.name, "dtype": _kserve(numpy.name), "dims": dims}
             if kind == "inputs" and numpy.kind in "iu":
                 low, _, high = ranges.get(value.name, "0,1").partition(",")
                 table["range"] = [float(low), float(high or low)]
@@ -223,11 +224,9 @@ def _spec_of(file: Path, args: argparse.Namespace) -> ExportSpec:
 
 
 def _kserve(numpy: str) -> str:
-    from export.dtypes import KSERVE
-
     if numpy not in KSERVE:
         raise SpecError(f"a tensor of {numpy} cannot be made up")
-    return KSERVE[numpy]
+    return str(KSERVE[numpy])
 
 
 def _word(name: str, otherwise: str) -> str:
@@ -278,8 +277,8 @@ def _flags_profile(add: Callable[..., Any]) -> None:
 
 _DOES: Final = {
     "formats": "Say which formats make sense on this machine, and why the others do not.",
-    "inspect": "Show what a file, a published version or a spec's model has for inputs and outputs.",
-    "verify": "Hold a file to a spec's trained model; exit code 4 where it computes something else.",
+    "inspect": "Show the inputs and outputs of a file, a published version or a spec's model.",
+    "verify": "Hold a file to a spec's trained model; exit code 4 where the two differ.",
     "profile": "Measure latency, throughput, memory and cold start of a file on this machine.",
 }
 _FLAGS: Final[dict[str, Callable[..., None]]] = {

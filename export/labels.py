@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import SpecError
-from export.spec import ExportSpec, OutputSpec
+from export.spec import ExportSpec
+from export.tensors import OutputSpec
 
 
 @dataclass(frozen=True)

@@ -156,8 +156,8 @@ class Export:
         if name == BASE:
             return exact
         if name == "onnx-bf16":
-            request, kind = self._capture()
-            return self._step(name, (request.model_copy(update={"bf16": True}), kind)).folder
+            again, kind = self._capture()
+            return self._step(name, (again.model_copy(update={"bf16": True}), kind)).folder
         if name.startswith("tensorrt-"):
             source = self._made(formats.made_from(name), captured, exact)
             ask = engine.Request(

@@ -9,13 +9,14 @@ from export.pareto import front
 from export.table import NOT_MEASURED, cells_of
 
 STYLE = """
-:root{color-scheme:light dark;--ink:#1c2126;--dim:#5b6670;--line:#d5dbe0;--page:#fff;--panel:#f5f7f8;
---c0:#1f6fb2;--c1:#c4511d;--c2:#2b8a4b;--c3:#8a4fbf;--c4:#a87b00;--c5:#b3306e}
+:root{color-scheme:light dark;--ink:#1c2126;--dim:#5b6670;--line:#d5dbe0;--page:#fff;
+--panel:#f5f7f8;--c0:#1f6fb2;--c1:#c4511d;--c2:#2b8a4b;--c3:#8a4fbf;--c4:#a87b00;--c5:#b3306e}
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaee;--dim:#9aa6b1;--line:#39424b;--page:#14181c;
 --panel:#1d2329;--c0:#6db3f2;--c1:#f2925f;--c2:#6fcf8e;--c3:#c39af0;--c4:#e3bd4f;--c5:#f07fb0}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:1000px;
-margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
-.lead{color:var(--dim);margin:.3rem 0 1.2rem}table{border-collapse:collapse;width:100%;font-size:13px}
+margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem;margin:0}
+h2{font-size:1.1rem;margin:2rem 0 .5rem}.lead{color:var(--dim);margin:.3rem 0 1.2rem}
+table{border-collapse:collapse;width:100%;font-size:13px}
 th,td{padding:.3rem .5rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;
 font-variant-numeric:tabular-nums}th:first-child,td:first-child,.why{text-align:left}
 .why{color:var(--dim)}tr.chosen{font-weight:600}.wide{overflow-x:auto}code{font-size:12px;
@@ -30,12 +31,24 @@ font-size:11px}.axis{stroke:var(--dim);fill:none}.grid{stroke:var(--line);fill:n
 stroke-width:1.5}.legend{font-size:12px;display:flex;flex-wrap:wrap;gap:.2rem 1rem}
 .key i{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin-right:.35em}
 """ + "".join(
-    f"svg .c{n}{{stroke:var(--c{n})}}svg .dot.c{n}{{fill:var(--c{n})}}.key .c{n}{{background:var(--c{n})}}"
+    f"svg .c{n}{{stroke:var(--c{n})}}svg .dot.c{n}{{fill:var(--c{n})}}"
+    f".key .c{n}{{background:var(--c{n})}}"
     for n in range(plot.COLOURS)
 )
 
-_HEAD = ("format", "inferences/s at the knee", "batch", "p99 ms", "file MB", "resident MB", "cold start ms",
-         "max |error|", "least cosine", "metric", "why")  # fmt: skip
+_HEAD = (
+    "format",
+    "inferences/s at the knee",
+    "batch",
+    "p99 ms",
+    "file MB",
+    "resident MB",
+    "cold start ms",
+    "max |error|",
+    "least cosine",
+    "metric",
+    "why",
+)
 
 
 def render(manifest: Manifest) -> str:

@@ -37,13 +37,13 @@ def read(samples: CodeRef | Path) -> list[Call]:
     if not isinstance(given, Iterable):
         raise SampleError(
             f"{samples}() returned a {type(given).__name__}",
-            "return a dict of arrays by input name, or something that yields one call after another",
+            "return a dict of arrays by input name, or yield one call after another",
         )
     return [_call(each, samples) for each in islice(given, MOST_CALLS)]
 
 
 def fitted(calls: Sequence[Call], spec: ExportSpec, what: str = "samples") -> list[Arrays]:
-    """The calls by input name, in the spec's dtypes, cut; raises `SampleError` where one misfits."""
+    """The calls by input name, in the spec's dtypes, cut; raises `SampleError` for a misfit."""
     cut: list[Arrays] = []
     for call in calls:
         arrays = {tensor.name: _array(call, tensor, spec, what) for tensor in spec.inputs}

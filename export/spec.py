@@ -114,11 +114,11 @@ class TensorRT(Table):
     version_compatible: bool = False
     hardware_compatible: bool = False
     workspace_bytes: Positive | None = None
-    sizes: dict[str, tuple[Positive, Positive, Positive]] = {}
+    sizes: Mapping[str, tuple[Positive, Positive, Positive]] = {}
 
 
 class ExportSpec(Table):
-    """Everything an export needs to know. Without `inputs`, the model's source or the samples say."""
+    """Everything an export needs to know. Without `inputs`, source or samples say what they are."""
 
     # A leading dot would hide the model; a slash would leave the repository.
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
@@ -130,7 +130,7 @@ class ExportSpec(Table):
     seed: StrictInt = 0
     inputs: tuple[InputSpec, ...] = ()
     outputs: tuple[OutputSpec, ...] = ()
-    dim_sizes: dict[str, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
+    dim_sizes: Mapping[str, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
     samples: CodeRef | Path | None = None
     metric: MetricSpec | None = None
     formats: tuple[Format, ...] = ()

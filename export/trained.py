@@ -26,12 +26,14 @@ class Flat(torch.nn.Module):
         self,
         module: torch.nn.Module,
         where: Sequence[str],
+        by_position: Sequence[str],
         select: Callable[[Any], tuple[Any, ...]],
         lowered: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.module = module
         self._where = tuple(where)
+        self._by_position = tuple(by_position)
         self._select = select
         self._lowered = lowered
         self.training = False  # the module's own mode has been looked at; this shell has none
@@ -39,7 +41,7 @@ class Flat(torch.nn.Module):
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Call the module as it wants to be called."""
         given = [_cast(tensor, torch.float32, self._lowered) for tensor in tensors]
-        positional, keywords = arranged(given, self._where)
+        positional, keywords = arranged(given, self._where, self._by_position)
         values = self._select(self.module(*positional, **keywords))
         return tuple(_cast(value, self._lowered, torch.float32) for value in values)
 
@@ -58,7 +60,7 @@ class TrainedModel:
         self.opened = opened
         self._where = places(spec.inputs, opened.parameters)
         module = opened.module.to(lowered) if lowered else opened.module
-        self.flat = Flat(module, self._where, self._selected, lowered)
+        self.flat = Flat(module, self._where, opened.by_position, self._selected, lowered)
 
     def arguments(self, inputs: Arrays) -> tuple[torch.Tensor, ...]:
         """The inputs in the spec's order: copies, since forward() may write to them."""
@@ -77,7 +79,9 @@ class TrainedModel:
         }
 
     def _call(self, inputs: Arrays, sizes: Sizes) -> Any:
-        positional, keywords = arranged(self.arguments(inputs), self._where)
+        positional, keywords = arranged(
+            self.arguments(inputs), self._where, self.opened.by_position
+        )
         try:
             with torch.no_grad():
                 return self.opened.module(*positional, **keywords)

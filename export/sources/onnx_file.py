@@ -93,7 +93,7 @@ def _inputs(session: onnxruntime.InferenceSession, spec: ExportSpec) -> tuple[In
         )
         if dtype.startswith(("INT", "UINT")):
             return ()
-        found.append(InputSpec(name=value.name, dtype=dtype, dims=dims))  # type: ignore[arg-type]
+        found.append(InputSpec(name=value.name, dtype=dtype, dims=dims))
     return tuple(found)
 
 

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ class Opened:
     kind: str
     files: tuple[Path, ...]
     parameters: tuple[str, ...]  # of forward(), in order
+    by_position: tuple[str, ...] = ()  # those that it does not take by name
     inputs: tuple[InputSpec, ...] = ()
     dim_sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     scripted: bool = False
@@ -43,6 +45,7 @@ def open_source(spec: ExportSpec, *, trust_pickle: bool) -> Opened:
     files: tuple[Path, ...] = ()
     inputs: tuple[InputSpec, ...] = ()
     sizes: Mapping[str, tuple[int, ...]] = {}
+    by_position: tuple[str, ...] = ()
     if isinstance(spec.model, CodeRef):
         kind, module = "callable", _called(spec.model)
     else:
@@ -55,7 +58,8 @@ def open_source(spec: ExportSpec, *, trust_pickle: bool) -> Opened:
             inputs = transformers_folder.inputs(module)
             sizes = transformers_folder.dim_sizes(module)
         elif path.suffix == ".pt2":
-            kind, module, files = "exported-program", program.load(path), (path,)
+            kind, files = "exported-program", (path,)
+            module, by_position = program.load(path)
         else:
             kind, module = _from_file(path, trust_pickle)
             files = (path,)
@@ -65,7 +69,16 @@ def open_source(spec: ExportSpec, *, trust_pickle: bool) -> Opened:
     if kind != "exported-program":  # whose mode was decided when it was captured
         _refuse_train_mode(module, str(spec.model))
     scripted = isinstance(module, torch.jit.ScriptModule)
-    return Opened(module.cpu(), kind, files, _parameters(module), inputs, sizes, scripted)
+    return Opened(
+        module=module.cpu(),
+        kind=kind,
+        files=files,
+        parameters=_parameters(module),
+        by_position=by_position,
+        inputs=inputs,
+        dim_sizes=sizes,
+        scripted=scripted,
+    )
 
 
 def _called(ref: CodeRef) -> torch.nn.Module:
@@ -101,7 +114,8 @@ def _refuse_train_mode(module: torch.nn.Module, origin: str) -> None:
 
 def _parameters(module: torch.nn.Module) -> tuple[str, ...]:
     if isinstance(module, torch.jit.ScriptModule):
-        return tuple(argument.name for argument in module.forward.schema.arguments[1:])
+        schema: Any = getattr(module.forward, "schema")  # noqa: B009
+        return tuple(argument.name for argument in schema.arguments[1:])
     return tuple(
         name
         for name, parameter in inspect.signature(module.forward).parameters.items()

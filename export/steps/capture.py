@@ -4,7 +4,7 @@ The only step that runs PyTorch (for an ONNX source: none does), so that it is i
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -53,7 +53,7 @@ class Report(base.Report):
     checks: tuple[Check, ...] = ()
     score: float | None = None
     converted: str = ""
-    seconds: dict[str, float] = {}
+    seconds: Mapping[str, float] = {}
 
     def summary(self) -> str:
         """What was loaded and written, in one line."""

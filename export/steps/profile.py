@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -38,7 +38,7 @@ WORTH_A_COPY_MS: Final = 1.0
 
 
 class Request(base.Request):
-    """`model`: the file; `calls`: files of real calls, for the values; `threads`: 0: as a gateway."""
+    """`model`: the file; `calls`: files of real calls; `threads` 0: as many as a gateway takes."""
 
     step: ClassVar[str] = "profile"
     spec: ExportSpec
@@ -46,7 +46,7 @@ class Request(base.Request):
     calls: tuple[Path, ...] = ()
     threads: int = 0
     provider: str = onnx_session.CPU
-    sizes: dict[str, int] = {}  # of named dims; default: the largest that was checked
+    sizes: Mapping[str, int] = {}  # of named dims; default: the largest that was checked
 
     def artefacts(self) -> tuple[Path, ...]:
         """The file, its weights, the data."""

@@ -66,7 +66,9 @@ def test_what_is_hardly_faster_does_not_replace_the_exact_file() -> None:
 
 
 def test_a_bound_that_nothing_keeps_says_what_the_best_one_has() -> None:
-    with pytest.raises(ProfileError, match="no format keeps p99 under 0.5 ms: onnx-fp32 has 2 ms"):
+    with pytest.raises(
+        ProfileError, match=r"no format keeps p99 under 0\.5 ms: onnx-fp32 has 2 ms"
+    ):
         choose.choose([FP32, INT8], Objective.parse("throughput under p99 0.5 ms"))
 
 

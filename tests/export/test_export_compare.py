@@ -14,8 +14,8 @@ def output(**fields: Any) -> OutputSpec:
 
 
 def compared(expected: Any, actual: Any, dtype: str = "FP32", **fields: Any) -> Deviation:
-    arrays = [np.array(values, NUMPY[dtype]) for values in (expected, actual)]
-    return compare(output(dtype=dtype, **fields), {"batch": 7}, *arrays)
+    want, got = (np.array(values, NUMPY[dtype]) for values in (expected, actual))
+    return compare(output(dtype=dtype, **fields), {"batch": 7}, want, got)
 
 
 def test_a_miss_names_output_tolerance_size_and_excess() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from export import samples
 from export.errors import SpecError
-from export.spec import ExportSpec, load
+from export.spec import CodeRef, ExportSpec, load
 
 FOLDER = Path("/specs")
 
@@ -46,6 +46,7 @@ def spec(**flags: Any) -> ExportSpec:
 def test_paths_are_relative_to_where_they_are_written() -> None:
     loaded = load(DIGITS, FOLDER, {"weights": "other.pt", "repository": "repo"}, Path("/here"))
 
+    assert isinstance(loaded.model, CodeRef)
     assert loaded.model.folder == Path("/specs/net")
     assert loaded.outputs[0].labels == Path("/specs/labels.txt")
     assert loaded.weights == Path("/here/other.pt")

@@ -1,6 +1,7 @@
 """Models to export: each callable is named by a spec of the tests."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,8 @@ class Infinite(nn.Module):
 
 class Unsupported(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.special.airy_ai(x)
+        value: torch.Tensor = torch.special.airy_ai(x)
+        return value
 
 
 class Slow(nn.Module):
@@ -160,6 +162,12 @@ def unsupported() -> nn.Module:
 
 def slow() -> nn.Module:
     return Slow().eval()
+
+
+def token_calls() -> Iterator[dict[str, torch.Tensor]]:
+    for count, length in ((2, 5), (3, 9), (2, 7)):
+        ids = torch.arange(count * length).reshape(count, length) * 2 % 50
+        yield {"ids": ids, "mask": (ids > 4).long()}
 
 
 def misshapen() -> dict[str, Any]:
