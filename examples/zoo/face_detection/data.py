@@ -1,6 +1,6 @@
 """A portrait with one face: the astronaut Eileen Collins (NASA, public domain).
 
-`astronaut.npy` (uint8 [80, 128, 3]) is the upper part of scikit-image's `data.astronaut()` at a
+`astronaut.npy` (uint8 [72, 128, 3]) is the upper part of scikit-image's `data.astronaut()` at a
 quarter of its size.
 """
 
@@ -15,9 +15,9 @@ FACE = (21, 8, 34, 24)  # left, top, right, bottom in pixels of `portrait()`, by
 
 
 def portrait() -> Image:
-    """The picture at half its size, where the face fits a window: float32 [3, 40, 64] in 0..255."""
+    """The picture at half its size, where the face fits a window: float32 [3, 36, 64] in 0..255."""
     pixels = _full()
-    halved: Image = pixels.reshape(3, 40, 2, 64, 2).mean((2, 4))
+    halved: Image = pixels.reshape(3, 36, 2, 64, 2).mean((2, 4))
     return halved
 
 
