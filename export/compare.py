@@ -1,6 +1,7 @@
 """How far one answer is from the trained model's, and whether that is too far. Pure."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ class Deviation:
     sizes: dict[str, int]
     max_abs: float
     max_rel: float
-    cosine: float = 1.0  # the least of all rows
+    cosines: tuple[float, ...] = ()  # of each row; () where the output has no direction
     miss: str | None = None  # the sentence, where the tolerance is missed
 
 
@@ -44,7 +45,7 @@ def compare(
     """
     if misfit := _misfit(expected, actual):
         miss = f"output {tensor.name!r}{at(sizes)}: {misfit}"
-        return Deviation(tensor.name, dict(sizes), math.inf, math.inf, -1.0, miss)
+        return Deviation(tensor.name, dict(sizes), math.inf, math.inf, (), miss)
     expected, actual = np.atleast_1d(expected), np.atleast_1d(actual)
     if expected.size == 0:
         return Deviation(tensor.name, dict(sizes), 0.0, 0.0)
@@ -61,7 +62,7 @@ def compare(
         dict(sizes),
         float(error.max()),
         float(relative.max()),
-        _cosine(reference, answer) if directed else 1.0,
+        _cosines(reference, answer) if directed else (),
     )
     if precision == "int8" and not real:
         return deviation
@@ -71,7 +72,7 @@ def compare(
     return replace(
         deviation,
         miss=_strayed(tensor, sizes, tolerance, reference, answer, error)
-        or _turned(tensor, sizes, tolerance, deviation.cosine),
+        or _turned(tensor, sizes, tolerance, deviation.cosines),
     )
 
 
@@ -81,14 +82,20 @@ def at(sizes: Sizes) -> str:
     return " at " + ", ".join(words) if words else ""
 
 
-def _cosine(reference: NDArray[Any], answer: NDArray[Any]) -> float:
-    """The least cosine of the angle between two rows; rows of zeros only agree with each other."""
+def mean_cosine(deviations: Sequence[Deviation]) -> float:
+    """Over all rows of all checks; 1.0 where an output has no direction."""
+    cosines = [cosine for deviation in deviations for cosine in deviation.cosines]
+    return float(np.mean(cosines)) if cosines else 1.0
+
+
+def _cosines(reference: NDArray[Any], answer: NDArray[Any]) -> tuple[float, ...]:
+    """Cosine of the angle between each two rows; rows of zeros only agree with each other."""
     rows = reference.shape[0] if reference.size // reference.shape[0] >= SHORTEST_ROW else 1
     a, b = reference.reshape(rows, -1), answer.reshape(rows, -1)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
     cosines = np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(lengths == 0, 1.0, lengths))
-    return float(cosines.min())
+    return tuple(cosines.tolist())
 
 
 def _strayed(
@@ -117,12 +124,15 @@ def _strayed(
     )
 
 
-def _turned(tensor: OutputSpec, sizes: Sizes, tolerance: Tolerance, cosine: float) -> str | None:
-    if tolerance.cosine is None or cosine >= tolerance.cosine:
+def _turned(
+    tensor: OutputSpec, sizes: Sizes, tolerance: Tolerance, cosines: Sequence[float]
+) -> str | None:
+    least = min(cosines, default=1.0)
+    if tolerance.row_cosine is None or least >= tolerance.row_cosine:
         return None
     return (
-        f"output {tensor.name!r}{at(sizes)}: cosine {cosine:.4f} to PyTorch's, "
-        f"{tolerance.cosine:g} is the least allowed"
+        f"output {tensor.name!r}{at(sizes)}: a row has cosine {least:.4f} to PyTorch's, "
+        f"{tolerance.row_cosine:g} is the least allowed"
     )
 
 

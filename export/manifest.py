@@ -32,11 +32,12 @@ class Source(_Part):
 
 
 class OutputParity(_Part):
-    """The worst of all checks of one output against PyTorch in float32."""
+    """What all checks of one output against PyTorch in float32 found: the worst, and the mean."""
 
     max_abs: float
     max_rel: float
-    cosine: float  # the least; 1.0 where an output has no direction (integers, booleans)
+    cosine: float = 1.0  # mean over rows; 1.0 where an output has no direction (integers)
+    least_cosine: float = 1.0
 
 
 class Parity(_Part):

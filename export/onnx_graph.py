@@ -1,19 +1,23 @@
 """Questions and repairs that several steps have for an ONNX graph."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
 import onnx.checker
 import onnx.shape_inference
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from export.errors import ConversionError
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """The file and those that its weights lie in."""
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ConversionError(f"{path} is no ONNX file: {error}") from None
     return (path, *(path.parent / name for name in sorted(set(_locations(model)))))
 
 
@@ -56,6 +60,36 @@ def restore(model: onnx.ModelProto, origin: onnx.ModelProto) -> None:
     del model.opset_import[:]
     model.opset_import.extend(kept)
     strip(model)
+
+
+def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Give values other names, in place; one that has such a name already gets a number behind."""
+    used = _values(model.graph)
+    final = dict(names)
+    for name in names.values():
+        if name in used and name not in names:
+            number = next(n for n in itertools.count(2) if f"{name}_{n}" not in used)
+            final[name] = f"{name}_{number}"
+    _rename(model.graph, final)
+
+
+def _values(graph: onnx.GraphProto) -> set[str]:
+    named = (*graph.input, *graph.output, *graph.initializer)
+    return {each.name for each in named} | {name for node in graph.node for name in node.output}
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for values in (graph.input, graph.output, graph.value_info):
+        for value in values:
+            value.name = names.get(value.name, value.name)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):  # the branches and bodies see the values outside
+                _rename(attribute.g, names)
 
 
 def strip(message: Message) -> None:

@@ -169,7 +169,7 @@ class Export:
 
     def _preflight(self, name: str, file: Path) -> None:
         """Whether NVIDIA's parser takes the file: worth knowing, and nobody's end."""
-        if file.suffix != ".onnx":
+        if file.suffix != ".onnx" or name == "onnx-int8-dynamic":  # which TensorRT never takes
             return
         if self.have.no_preflight:
             if name == BASE:

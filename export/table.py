@@ -26,7 +26,8 @@ def table(candidates: Sequence[Candidate], objective: str) -> Table:
         padding=(0, 1, 0, 0),
     )
     result.add_column("format", no_wrap=True, min_width=19)
-    for column in (*_COLUMNS, *(["metric"] if has_metric else [])):
+    # Eighty columns hold one of the two, and the task's own score says more.
+    for column in (*_COLUMNS[:-1], "metric" if has_metric else _COLUMNS[-1]):
         result.add_column(column, justify="right", no_wrap=True)
     for each in candidates:
         if each.status in ("failed", "skipped"):
@@ -35,7 +36,7 @@ def table(candidates: Sequence[Candidate], objective: str) -> Table:
         style = "bold" if each.status == "chosen" else ""
         cells = cells_of(each)
         if has_metric:
-            cells.append(f"{each.metric.value:.4g}" if each.metric else "-")
+            cells[-1] = f"{each.metric.value:.4g}" if each.metric else "-"
         result.add_row(Text(f"{each.format} {mark}"), *cells, style=style)
     return result
 

@@ -27,6 +27,7 @@ from export.trained import TrainedModel
 OPSET: Final = 20
 # A protobuf ends at 2 GiB; the margin is for the graph beside the weights.
 INLINE_LIMIT_BYTES: Final = 2**31 - 2**26
+_OUTPUT: Final = "tidegate.output."  # no exporter's name for a value
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def convert(
             ) from error
     graph = onnx.load(path, load_external_data=False)
     onnx_graph.strip(graph)
+    # The exporter names values inside as it likes, an embedding's "embedding" among them.
+    onnx_graph.rename(graph, {_OUTPUT + tensor.name: tensor.name for tensor in model.spec.outputs})
     graph = _with_declared_dims(graph, model.spec)
     path.write_bytes(graph.SerializeToString())
     onnx_graph.check(path)
@@ -77,7 +80,7 @@ def _export(model: TrainedModel) -> torch.onnx.ONNXProgram:
         dynamo=True,
         opset_version=OPSET,
         input_names=[tensor.name for tensor in spec.inputs],
-        output_names=[tensor.name for tensor in spec.outputs],
+        output_names=[_OUTPUT + tensor.name for tensor in spec.outputs],
         # Names, not Dim objects: a Dim may become static without a word, a name raises. The outer
         # tuple is forward()'s one parameter, *tensors.
         dynamic_shapes=(tuple(_dynamic(spec, tensor) for tensor in spec.inputs),),
@@ -98,8 +101,11 @@ def _export_script(model: TrainedModel, path: Path) -> None:
         dynamo=False,
         opset_version=OPSET,
         input_names=[tensor.name for tensor in spec.inputs],
-        output_names=[tensor.name for tensor in spec.outputs],
-        dynamic_axes={t.name: _dynamic(spec, t) for t in (*spec.inputs, *spec.outputs)},
+        output_names=[_OUTPUT + tensor.name for tensor in spec.outputs],
+        dynamic_axes={
+            **{t.name: _dynamic(spec, t) for t in spec.inputs},
+            **{_OUTPUT + t.name: _dynamic(spec, t) for t in spec.outputs},
+        },
     )
 
 

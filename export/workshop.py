@@ -26,6 +26,7 @@ from export.steps.base import Report, Request
 from export.worker import REQUEST, RESULT, no_space
 
 LOG: Final = "log.txt"
+FULL_BYTES: Final = 1 << 20
 
 R = TypeVar("R", bound=Report)
 
@@ -64,9 +65,13 @@ class Workshop:
             folder.mkdir(parents=True)
             (folder / REQUEST).write_text(request.model_dump_json(), "utf-8")
             _process(request.step, folder, timeout_s or self._timeout_s)
-        except OSError as error:
-            raise no_space(self.folder) from error
-        return Done(_report(folder, kind), folder, time.perf_counter() - begun, reused=False)
+            report = _report(folder, kind)
+        except (OSError, ExportError) as error:
+            # A library that could not write gives reasons of its own.
+            if shutil.disk_usage(self.folder).free < FULL_BYTES:
+                raise no_space(self.folder) from error
+            raise
+        return Done(report, folder, time.perf_counter() - begun, reused=False)
 
     def _key(self, request: Request) -> str:
         digest = hashlib.sha256(f"{self._tools}\n{request.model_dump_json()}".encode())

@@ -1,4 +1,4 @@
-"""Training as all of the zoo's own networks do it: seeded, on one thread, the same weights again."""
+"""Training as the zoo's own networks do it: seeded, on one thread, the same weights again."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

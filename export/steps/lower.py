@@ -29,7 +29,22 @@ MODEL: Final = "model.onnx"
 # Operators with weights that gain from 8 bits without calibration. A convolution becomes eight
 # times slower: ONNX Runtime has no fast kernel for one whose activations are scaled at run time.
 DYNAMIC: Final = ("MatMul", "Gather", "LSTM", "Attention")
-FEWEST_SAMPLES: Final = 8
+# Operators that are computed in 8 bits with fixed scales, and those between them that would
+# otherwise cost a way to floats and back. Not embeddings, sums and normalisations: TensorRT refuses
+# their constants, and they are where a transformer loses its accuracy.
+STATIC: Final = (
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Relu",
+    "Clip",
+    "Reshape",
+    "Flatten",
+)
 
 
 class Request(base.Request):
@@ -96,6 +111,7 @@ def _int8(source: Path, path: Path, calibration: Sequence[Path]) -> None:
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
+        op_types_to_quantize=list(STATIC),
         use_external_data_format=_is_large(source),
         extra_options={
             "ActivationSymmetric": True,

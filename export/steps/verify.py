@@ -14,7 +14,7 @@ from export.manifest import Metric, OutputParity, Parity
 from export.reference import Check
 from export.spec import ExportSpec
 from export.steps import base
-from export.tensors import BATCH
+from export.tensors import BATCH, OutputSpec
 
 LISTED_MISSES: Final = 12
 
@@ -83,18 +83,33 @@ def run(request: Request, folder: Path) -> Report:
         deviations += found
         # Random values are no measure of a file whose scales were chosen for real ones.
         judged += found if check.real or request.precision != "int8" else []
-    _refuse_misses(deviations, request)
+    by_output = {name: [d for d in judged if d.output == name] for name in names}
+    misses = [d.miss for d in deviations if d.miss]
+    misses += [
+        miss for each in spec.outputs if (miss := _turned(each, by_output[each.name], request))
+    ]
+    _refuse(misses, request)
     parity = Parity(
         checks=len(request.checks),
         sizes=tuple(check.sizes for check in request.checks if not check.real),
         real_samples=sum(check.sizes.get(BATCH, 1) for check in request.checks if check.real),
-        outputs={name: _worst([d for d in judged if d.output == name]) for name in names},
+        outputs={name: _worst(found) for name, found in by_output.items()},
     )
     return Report(parity=parity, metric=_metric(request, session))
 
 
-def _refuse_misses(deviations: list[Deviation], request: Request) -> None:
-    misses = [d.miss for d in deviations if d.miss]
+def _turned(tensor: OutputSpec, found: list[Deviation], request: Request) -> str | None:
+    """The sentence where an output points elsewhere, over all rows."""
+    least, mean = tensor.tolerance(request.precision).cosine, compare.mean_cosine(found)
+    if least is None or mean >= least:
+        return None
+    return (
+        f"output {tensor.name!r}: mean cosine {mean:.4f} to PyTorch's, {least:g} is the least "
+        "allowed"
+    )
+
+
+def _refuse(misses: list[str], request: Request) -> None:
     if not misses:
         return
     more = len(misses) - LISTED_MISSES
@@ -114,7 +129,8 @@ def _worst(deviations: list[Deviation]) -> OutputParity:
     return OutputParity(
         max_abs=max(d.max_abs for d in deviations),
         max_rel=max(d.max_rel for d in deviations),
-        cosine=min(d.cosine for d in deviations),
+        cosine=compare.mean_cosine(deviations),
+        least_cosine=min((c for d in deviations for c in d.cosines), default=1.0),
     )
 
 

@@ -83,6 +83,7 @@ def test_flags_alone_make_an_export_and_override_a_spec(
         (1, ["--model", f"{ZOO}:unsupported"], "airy_ai"),
         (1, ["--model", f"{ZOO}:infinite"], "the trained model answers NaN: output 'y'"),
         (1, ["--model", f"{ZOO}:slow", "--step-timeout-s", "4"], "took longer than 4 s"),
+        (1, ["--model", f"{ZOO}:crashing"], "its process crashed (SIGSEGV)"),
         (1, ["--model", f"{ZOO}:in_train_mode"], "try: call .eval()"),
         (1, ["--weights", __file__], "is refused"),
         (1, ["--samples", f"{ZOO}:misshapen"], "'x' has shape [8, 5]; the spec says ['batch', 4]"),

@@ -1,5 +1,7 @@
 """Models to export: each callable is named by a spec of the tests."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -172,6 +174,11 @@ def token_calls() -> Iterator[dict[str, torch.Tensor]]:
 
 def misshapen() -> dict[str, Any]:
     return {"x": np.zeros((8, 5), "float32")}
+
+
+def crashing() -> nn.Module:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return Double()
 
 
 def in_train_mode() -> nn.Module:

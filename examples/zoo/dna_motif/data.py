@@ -1,8 +1,8 @@
 """Sequences by a stated rule.
 
-Bases are drawn uniformly. Half of the stretches get a site planted at a random place: fifteen bases,
-each drawn from the motif's own distribution (85 % the base of TGACTCATTGCAACG, 5 % each other one), and
-half of these on the other strand (reversed, A with T and C with G exchanged).
+Bases are drawn uniformly. Half of the stretches get a site planted at a random place: fifteen
+bases, each drawn from the motif's own distribution (85 % the base of TGACTCATTGCAACG, 5 % each
+other one), and half of these on the other strand (reversed, A with T and C with G exchanged).
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,8 @@ Labelled = tuple[dict[str, NDArray[Any]], NDArray[Any]]
 
 def one_hot(bases: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     """Base numbers [n, length] -> float32 [n, 4, length]."""
-    return np.eye(4, dtype=np.float32)[bases].transpose(0, 2, 1)
+    hot: NDArray[np.float32] = np.eye(4, dtype=np.float32)[bases].transpose(0, 2, 1)
+    return hot
 
 
 def stretches(count: int, seed: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

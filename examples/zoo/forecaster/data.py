@@ -41,7 +41,8 @@ def samples() -> dict[str, NDArray[Any]]:
 def naive(history: NDArray[Any]) -> NDArray[Any]:
     """The seasonal rule of thumb: last year's months, and last year's rise on top."""
     last, before = history[:, -AHEAD:, 0], history[:, -2 * AHEAD : -AHEAD, 0]
-    return last + (last - before).mean(1, keepdims=True)
+    guess: NDArray[Any] = last + (last - before).mean(1, keepdims=True)
+    return guess
 
 
 def score(outputs: Mapping[str, NDArray[Any]], came: NDArray[Any]) -> float:

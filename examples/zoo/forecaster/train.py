@@ -26,8 +26,9 @@ def main() -> None:
     inputs, came = held_out()
     with torch.no_grad():
         forecast = network(torch.from_numpy(inputs["history"])).numpy()
-    error, thumb = -score({"forecast": forecast}, came), -score(
-        {"forecast": naive(inputs["history"])}, came
+    error, thumb = (
+        -score({"forecast": forecast}, came),
+        -score({"forecast": naive(inputs["history"])}, came),
     )
     found = f"mean error {error:.3f} ppm, the rule of thumb's {thumb:.3f}"
     save(network, Path(__file__).with_name("forecaster.safetensors"), found)

@@ -20,7 +20,8 @@ class TwoTowers(nn.Module):
         """The towers meet in a dot product."""
         left = self.user_tower(self.users(user)).squeeze(1)
         right = self.item_tower(self.items(item)).squeeze(1)
-        return (left * right).sum(-1, keepdim=True).sigmoid()
+        score: torch.Tensor = (left * right).sum(-1, keepdim=True).sigmoid()
+        return score
 
 
 def build() -> nn.Module:
