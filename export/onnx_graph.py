@@ -74,8 +74,9 @@ def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
 
 
 def _values(graph: onnx.GraphProto) -> set[str]:
-    named = (*graph.input, *graph.output, *graph.initializer)
-    return {each.name for each in named} | {name for node in graph.node for name in node.output}
+    given = [value.name for value in (*graph.input, *graph.output)]
+    given += [tensor.name for tensor in graph.initializer]
+    return {*given} | {name for node in graph.node for name in node.output}
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:

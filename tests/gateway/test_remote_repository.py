@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -26,6 +18,7 @@ from gateway.repository.mirror import Mirror
 from gateway.repository.reader import read_model
 from tests.gateway.onnx_models import plus
 from tests.gateway.process import Gateway, eventually, gateway, run_to_end
+from tests.object_storage import Storage
 from tests.triton.server import why_not
 
 CONFIG = """platform: "onnxruntime_onnx"
@@ -36,83 +29,12 @@ instance_group [ { count: 1 kind: KIND_CPU } ]
 """
 
 
-_BUCKETS = count(1)
-
-
-class Storage:
-    """An S3 server with one bucket, whose requests are counted."""
-
-    def __init__(self, port: int, log: Path) -> None:
-        self.port = port
-        self.log = log
-        self.bucket = ""
-        self.process: subprocess.Popen[bytes] | None = None
-        self.start()
-        self.fs: Any = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
-
-    @property
-    def url(self) -> str:
-        return f"s3://{self.bucket}/served"
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
-                stdout=log,
-                stderr=log,
-            )
-        eventually(self._answers)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    def put(self, name: str, data: bytes | str) -> None:
-        content = data.encode() if isinstance(data, str) else data
-        self.fs.pipe_file(f"{self.bucket}/served/{name}", content)
-
-    def put_model(self, name: str, constant: float, version: int = 1, config: str = CONFIG) -> None:
-        if config:
-            self.put(f"{name}/config.pbtxt", config)
-        self.put(f"{name}/{version}/model.onnx", plus(constant))
-
-    def fetches(self, name: str) -> int:
-        """Return how often an object has been asked for."""
-        return self.log.read_text().count(f'"GET /{self.bucket}/served/{name} ')
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/moto-api", timeout=5):
-                return True
-        except (urllib.error.URLError, ConnectionError):
-            return False
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "tests")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "tests")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("AWS_MAX_ATTEMPTS", "1")
-        storage = Storage(port, tmp_path_factory.mktemp("storage") / "log")
-        yield storage
-        storage.stop()
-
-
-@pytest.fixture
-def storage(server: Storage) -> Storage:
-    """The server, with an empty bucket."""
-    if server.process is None:
-        server.start()
-    server.bucket = f"models-{next(_BUCKETS)}"
-    server.fs.mkdir(server.bucket)
-    return server
+def put_model(
+    storage: Storage, name: str, constant: float, version: int = 1, config: str = CONFIG
+) -> None:
+    if config:
+        storage.put(f"{name}/config.pbtxt", config)
+    storage.put(f"{name}/{version}/model.onnx", plus(constant))
 
 
 @contextmanager
@@ -136,8 +58,8 @@ def mirror(storage: Storage, cache: Path, max_bytes: int = 10**9) -> Mirror:
 
 
 def test_weights_come_with_the_first_load_and_stay(storage: Storage, tmp_path: Path) -> None:
-    storage.put_model("m", 5.0)
-    storage.put_model("other", 6.0)
+    put_model(storage, "m", 5.0)
+    put_model(storage, "other", 6.0)
     with served(storage, tmp_path / "cache") as running:
         assert storage.fetches("m/1/model.onnx") == 0
         assert ask(running) == 5.0
@@ -152,7 +74,7 @@ def test_weights_come_with_the_first_load_and_stay(storage: Storage, tmp_path: P
 
 
 def test_a_model_that_is_described_by_its_file_is_served(storage: Storage, tmp_path: Path) -> None:
-    storage.put_model("m", 5.0, config="")
+    put_model(storage, "m", 5.0, config="")
     with served(storage, tmp_path / "cache") as running:
         assert ask(running) == 5.0
 
@@ -160,12 +82,12 @@ def test_a_model_that_is_described_by_its_file_is_served(storage: Storage, tmp_p
 def test_new_models_and_versions_are_taken_up_and_deleted_ones_leave(
     storage: Storage, tmp_path: Path
 ) -> None:
-    storage.put_model("m", 5.0)
+    put_model(storage, "m", 5.0)
     with served(storage, tmp_path / "cache", "--repository-refresh-s", "0.2") as running:
         assert ask(running) == 5.0
-        storage.put_model("m", 7.0, version=2)
+        put_model(storage, "m", 7.0, version=2)
         eventually(lambda: ask(running) == 7.0)  # none of these fails
-        storage.put_model("new", 8.0)
+        put_model(storage, "new", 8.0)
         with triton.InferenceServerClient(running.url) as client:
             client.load_model("new")
             assert ask(running, "new") == 8.0
@@ -178,7 +100,7 @@ def test_new_models_and_versions_are_taken_up_and_deleted_ones_leave(
 def test_a_manifest_says_before_the_first_load_what_a_version_takes(
     storage: Storage, tmp_path: Path
 ) -> None:
-    storage.put_model("m", 5.0)
+    put_model(storage, "m", 5.0)
     storage.put("m/1/manifest.json", '{"memory_bytes": 123456789}')
     held = mirror(storage, tmp_path)
     (version,) = read_model(held.folder, "m").versions
@@ -189,7 +111,7 @@ def test_a_manifest_says_before_the_first_load_what_a_version_takes(
 
 
 def test_damaged_weights_are_fetched_anew(storage: Storage, tmp_path: Path) -> None:
-    storage.put_model("m", 5.0)
+    put_model(storage, "m", 5.0)
     first = mirror(storage, tmp_path)
     assert first.fetch("m/1") > 0
     assert first.fetch("m/1") == 0
@@ -206,7 +128,7 @@ def test_the_cache_is_bounded_and_keeps_what_was_fetched_last(
     storage: Storage, tmp_path: Path
 ) -> None:
     for name in ("a", "b", "c"):
-        storage.put_model(name, 1.0)
+        put_model(storage, name, 1.0)
     size = len(plus(1.0))
     held = mirror(storage, tmp_path, 2 * size)
 
@@ -226,7 +148,7 @@ def test_the_cache_is_bounded_and_keeps_what_was_fetched_last(
 def test_a_new_version_counts_once_it_has_been_found_twice_alike(
     storage: Storage, tmp_path: Path
 ) -> None:
-    storage.put_model("m", 5.0)
+    put_model(storage, "m", 5.0)
     held = mirror(storage, tmp_path)
     storage.put("m/2/model.onnx", b"half")
     assert held.sync() == set()
@@ -239,7 +161,7 @@ def test_a_new_version_counts_once_it_has_been_found_twice_alike(
 def test_a_version_that_changes_while_it_is_fetched_is_not_taken(
     storage: Storage, tmp_path: Path
 ) -> None:
-    storage.put_model("m", 5.0)
+    put_model(storage, "m", 5.0)
     held = mirror(storage, tmp_path)
     storage.put("m/1/model.onnx", plus(5.0) + b"more")
     with pytest.raises(RepositoryError, match="it is changing"):
@@ -249,7 +171,7 @@ def test_a_version_that_changes_while_it_is_fetched_is_not_taken(
 
 
 def test_names_that_lead_out_of_the_folder_are_left_alone(storage: Storage, tmp_path: Path) -> None:
-    storage.put_model("m", 5.0)
+    put_model(storage, "m", 5.0)
     storage.put("m/../../out", b"?")
     storage.put("m/1/.hidden", b"?")
     held = mirror(storage, tmp_path)
@@ -269,7 +191,7 @@ def test_a_gateway_does_not_start_without_its_storage(storage: Storage, tmp_path
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "there is one")
 def test_a_triton_of_our_own_serves_it_too(storage: Storage, tmp_path: Path) -> None:
-    storage.put_model("m", 5.0)
+    put_model(storage, "m", 5.0)
     with served(storage, tmp_path / "cache", "--spawn-triton", "1") as running:
         assert ask(running) == 5.0
         assert running.stop() == 0
