@@ -74,8 +74,8 @@ class Report(base.Report):
 
 def run(request: Request, folder: Path) -> Report:
     """Write `folder/model.onnx`; raises `ConversionError`, `SampleError`."""
-    logging.disable(logging.WARNING)  # the quantiser's advice is followed already
     source, path = request.source / MODEL, folder / MODEL
+    logging.disable(logging.WARNING)  # the quantiser's advice is followed already
     try:
         _LOWER[request.format](source, path, request.calibration)
     except (ConversionError, SampleError):
@@ -83,6 +83,8 @@ def run(request: Request, folder: Path) -> Report:
     except Exception as error:  # the tools raise whatever their parts raise
         words = str(error).strip() or type(error).__name__
         raise ConversionError(f"{request.format}: {type(error).__name__}: {words}") from error
+    finally:
+        logging.disable(logging.NOTSET)
     model = onnx.load(path, load_external_data=False)
     onnx_graph.restore(model, onnx.load(source, load_external_data=False))
     path.write_bytes(model.SerializeToString())
