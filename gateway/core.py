@@ -185,6 +185,15 @@ class QueuePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchTime:
+    """How long a batch of so many rows takes, as the exporter measured it."""
+
+    rows: int
+    median_s: float
+    p99_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """How requests become batches: Triton's ModelDynamicBatching.
 
@@ -192,6 +201,7 @@ class BatchPolicy:
     Without dynamic batching every request is a batch of its own (`dynamic` is False). `slo_s` > 0
     is a latency objective (`tidegate.slo_ms`): earliest deadline first, no larger batches than it
     allows. `pad_to` are the sizes, ascending, to which variable dims are padded (`tidegate.pad`).
+    `expected` is how long batches take before any was measured, by rows, ascending.
     """
 
     max_batch_size: int = 1
@@ -205,6 +215,7 @@ class BatchPolicy:
     default_level: int = 0
     default_queue: QueuePolicy = QueuePolicy()
     level_queues: Mapping[int, QueuePolicy] = field(default_factory=dict)
+    expected: tuple[BatchTime, ...] = ()
 
     def level(self, priority: int) -> int:
         """Return the level that serves `priority`: 0 or one above the levels is the default."""

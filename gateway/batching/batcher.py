@@ -100,7 +100,7 @@ class Batcher:
         self._limit_s = engine_timeout_s if engine_timeout_s < math.inf else None
         self._queue: BatchQueue[_Pending] = BatchQueue(self._policy)
         self._deadlines: DueTimes[_Pending] = DueTimes(lambda item: not item.reply.done())
-        self._curve = LatencyCurve()
+        self._curve = LatencyCurve(self._policy.expected)
         is_ragged = spec.ragged is not None
         self._uniform = tensors.uniform(spec) and not is_ragged
         self._bucket_of = ragged.bucket_of if is_ragged else tensors.bucket_of

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from gateway.core import BatchTime
 
 # Weight of a new measurement: the estimate follows a change within about ten batches.
 _GAIN = 0.2
@@ -36,16 +39,23 @@ class _Point:
 
 
 class LatencyCurve:
-    """A line through points: one for the batches of 1 row, of 2 and 3, of 4 to 7, and so on."""
+    """A line through points: one for the batches of 1 row, of 2 and 3, of 4 to 7, and so on.
 
-    __slots__ = ("_measured_at", "_points")
+    `told` is what the exporter measured, perhaps on another machine: it counts from the first
+    question on, and fades as a measurement of that moment would.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_measured_at", "_points", "_told")
+
+    def __init__(self, told: Sequence[BatchTime] = ()) -> None:
         self._measured_at = 0.0
         self._points: dict[int, _Point] = {}
+        self._told = told
 
     def observe(self, rows: int, seconds: float, now: float) -> None:
         """Take in one batch that was answered `seconds` after it was sent."""
+        if self._told:
+            self._begin(now)
         rows = max(1, rows)  # an empty batch costs no less than one row
         step = rows.bit_length()
         self._measured_at = now
@@ -74,7 +84,17 @@ class LatencyCurve:
         """Return how long such a batch takes on the average, in seconds; otherwise as `predict`."""
         return self._at(rows, now, 0.0)
 
+    def _begin(self, now: float) -> None:
+        self._measured_at = now
+        for each in self._told:
+            deviation_s = max(0.0, each.p99_s - each.median_s) / _DEVIATIONS
+            point = _Point(each.rows, each.median_s, deviation_s, now)
+            self._points[each.rows.bit_length()] = point
+        self._told = ()
+
     def _at(self, rows: int, now: float, deviations: float) -> float:
+        if self._told:
+            self._begin(now)
         faded = math.pow(0.5, (now - self._measured_at) / HALF_LIFE_S)
         return faded * self._on_line(rows, now, deviations)
 

@@ -212,7 +212,10 @@ def _spec(
         kind=kind,
         override=override,
     )
-    told = manifest.memory_bytes(path)
-    if told is None or spec.placement.memory_bytes is not None:
-        return spec
-    return replace(spec, placement=replace(spec.placement, memory_bytes=told))
+    told = manifest.read(path)
+    placement = spec.placement
+    if told.memory_bytes is not None and placement.memory_bytes is None:
+        placement = replace(placement, memory_bytes=told.memory_bytes)
+    return replace(
+        spec, placement=placement, batching=replace(spec.batching, expected=told.batches)
+    )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.batching.due_times import DueTimes
 from gateway.batching.latency_curve import HALF_LIFE_S, LatencyCurve
-from gateway.core import BatchPolicy, InferResponse, QueuePolicy
+from gateway.core import BatchPolicy, BatchTime, InferResponse, QueuePolicy
 from gateway.errors import DeadlineExceeded, EngineStalled, InferenceFailed, QueueTimeout
 from tests.gateway.fakes import Fail, FakeEngine, Hang, Ok, dynamic, house, spec
 from tests.simulated_loop import simulate
@@ -210,6 +210,23 @@ def test_curve_estimates_a_size_it_has_not_seen_from_its_neighbours() -> None:
     curve.observe(32, 0.005, 0.0)
     assert curve.predict(17, 0.0) == pytest.approx(0.0035)
     assert curve.predict(64, 0.0) == pytest.approx(0.010)
+
+
+def test_curve_believes_the_exporter_until_it_knows_better() -> None:
+    told = (BatchTime(1, 0.002, 0.003), BatchTime(8, 0.004, 0.006))
+    curve = LatencyCurve(told)
+    late = 1000.0  # long after it was made: what is told has not aged
+    assert curve.typical(8, late) == pytest.approx(0.004)
+    assert curve.predict(8, late) == pytest.approx(0.006)
+    for _ in range(30):
+        curve.observe(8, 0.020, late)
+    assert curve.typical(8, late) == pytest.approx(0.020, rel=0.05)
+
+
+def test_what_the_exporter_said_closes_no_model() -> None:
+    curve = LatencyCurve([BatchTime(1, 10.0, 10.0)])
+    assert curve.predict(1, 0.0) == pytest.approx(10.0)
+    assert curve.predict(1, 10 * HALF_LIFE_S) < 0.01
 
 
 def test_empty_batch_is_measured_as_one_row() -> None:
