@@ -30,6 +30,17 @@ def compute_capability() -> tuple[int, int] | None:
     return _gpu()[2]
 
 
+def gpu_used_bytes() -> int:
+    """Memory of the first GPU that is taken, by whomever."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def no_cuda_provider() -> str | None:
     """Why ONNX Runtime cannot use a GPU here; None where it can."""
     if facts().gpu is None:

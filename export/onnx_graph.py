@@ -13,7 +13,9 @@ from export.errors import ConversionError
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The file and those that its weights lie in."""
+    """The file and those that its weights lie in; raises `ConversionError`."""
+    if path.suffix != ".onnx":
+        return (path,)
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:

@@ -1,30 +1,39 @@
-"""ONNX Runtime sessions as the steps use them."""
+"""Sessions as the steps use them: ONNX Runtime's, and TensorRT engines by the same verb."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import onnxruntime
 
 from export.errors import ConversionError
 
-Session = onnxruntime.InferenceSession
+
+class Session(Protocol):
+    """What runs a file."""
+
+    def run(self, names: Sequence[str] | None, inputs: dict[str, Any], /) -> list[Any]:
+        """The named outputs; None: all."""
+        ...
+
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
 
-def opened(
-    path: Path, *, optimise: bool = True, threads: int = 0, provider: str = CPU
-) -> onnxruntime.InferenceSession:
+def opened(path: Path, *, threads: int = 0, provider: str = CPU) -> Session:
     """A session of the file; raises `ConversionError` with ONNX Runtime's words.
 
     `threads`: 0 lets ONNX Runtime take all cores. `provider` has to be there: a session that fell
     back to the CPU measures the wrong thing.
     """
+    if path.suffix == ".plan":
+        from export.plan_session import PlanSession
+
+        return PlanSession(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what matters comes back as an exception or a miss
     options.intra_op_num_threads = threads
-    if not optimise:
-        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.graph_optimization_level = level
     providers = [provider] if provider == CPU else [provider, CPU]
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
@@ -32,4 +41,5 @@ def opened(
         raise ConversionError(f"ONNX Runtime cannot open the file: {error}") from error
     if provider not in session.get_providers():
         raise ConversionError(f"ONNX Runtime has fallen back from {provider} to the CPU")
-    return session
+    found: Session = session
+    return found

@@ -135,7 +135,7 @@ class Export:
         try:
             folder = self._made(name, captured, exact)
             file = folder / _file(name)
-            size_bytes = sum(each.stat().st_size for each in _artefacts(file))
+            size_bytes = sum(each.stat().st_size for each in onnx_graph.files_of(file))
             candidate = candidate.model_copy(update={"size_bytes": size_bytes})
             self._preflight(name, file)
             verified = self._step(f"verify {name}", self._verify(name, file, captured)).report
@@ -237,7 +237,7 @@ class Export:
             references=captured.folder / "reference",
             chosen=best,
             candidates=tuple(best if v is chosen else v.candidate for v in variants),
-            files=_artefacts(chosen.folder / _file(best.format)),
+            files=onnx_graph.files_of(chosen.folder / _file(best.format)),
             label_files=label_files,
             on_gpu=self.have.target == "gpu",
             steps=self._steps,
@@ -296,7 +296,3 @@ def _real(captured: Done[capture.Report]) -> tuple[Path, ...]:
 
 def _file(name: str) -> str:
     return "model.plan" if name.startswith("tensorrt-") else "model.onnx"
-
-
-def _artefacts(file: Path) -> tuple[Path, ...]:
-    return onnx_graph.files_of(file) if file.suffix == ".onnx" else (file,)

@@ -11,7 +11,7 @@ import onnxruntime
 from export import onnx_graph
 from export.dtypes import KSERVE
 from export.errors import ConversionError, SourceError
-from export.onnx_session import opened as session_of
+from export.onnx_session import CPU
 from export.samples import Arrays
 from export.spec import ExportSpec, Sizes
 from export.tensors import InputSpec
@@ -73,10 +73,18 @@ def open_model(spec: ExportSpec, trust_pickle: bool) -> OnnxModel:
     if not spec.model.is_file():
         raise SourceError(f"model: there is no file {spec.model}")
     try:
-        session = session_of(spec.model, optimise=False)
-    except ConversionError as error:
+        session = onnxruntime.InferenceSession(spec.model, _unchanged(), providers=[CPU])
+    except Exception as error:  # ONNX Runtime's errors share no base class of its own
         raise SourceError(f"ONNX Runtime cannot open {spec.model.name}: {error}") from error
     return OnnxModel(spec.model, session, spec)
+
+
+def _unchanged() -> onnxruntime.SessionOptions:
+    """As the file was written: no optimisation may hide what it says."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
 
 
 def _inputs(session: onnxruntime.InferenceSession, spec: ExportSpec) -> tuple[InputSpec, ...]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from export import onnx_graph, onnx_session, reference, samples
+from export import machine, onnx_graph, onnx_session, reference, samples
 from export.errors import ConversionError, ProfileError
 from export.manifest import CurvePoint, Profile
 from export.onnx_session import Session
@@ -73,7 +73,9 @@ def run(request: Request, folder: Path) -> Report:
     threads = request.threads or max(1, (os.cpu_count() or 1) - 1)
     first = _feed(request, 1)
     _forget(onnx_graph.files_of(request.model))
-    before = _anonymous_bytes()
+    on_gpu = request.provider == onnx_session.CUDA or request.model.suffix == ".plan"
+    taken = machine.gpu_used_bytes if on_gpu else _anonymous_bytes
+    before = taken()
     _reset_peak()
     begun = time.perf_counter()
     try:
@@ -87,8 +89,9 @@ def run(request: Request, folder: Path) -> Report:
         curve=curve,
         threads=threads,
         instances=1,
-        resident_bytes=max(0, _anonymous_bytes() - before),
-        peak_bytes=max(0, _peak_bytes() - before),
+        resident_bytes=max(0, taken() - before),
+        # A GPU has no high-water mark: what ONNX Runtime's arena keeps is what it has needed.
+        peak_bytes=max(0, (taken() if on_gpu else _peak_bytes()) - before),
         cold_start_s=cold_start_s,
     )
     knee = profile.knee()
