@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.complete
 TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton zoo demo check test fuzz bench bench-serverless gpu-test format lock clean
+.PHONY: help setup triton zoo demo check test fuzz bench bench-serverless bench-export gpu-test format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ bench: setup triton  ## side by side with a bare echo, Triton and five framework
 
 bench-serverless: setup triton  ## 1,000 models, cold starts, killed servers, overload, each against its bar (20 minutes)
 	$(BIN)/python -m benchmarks.serverless
+
+bench-export: $(VENV)/.zoo  ## the exporter's figures: zoo, architectures, int8, overhead, curve against load (15 minutes)
+	$(BIN)/python -m benchmarks.export
 
 gpu-test: setup  ## what only a GPU can prove (skipped, with the reason, without one)
 	$(BIN)/pytest tests/gpu
