@@ -5,7 +5,6 @@ Formats are run in turns in one process each round, one thread a core but one, a
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -141,30 +140,18 @@ def _per_s(session: Any, feed: Arrays) -> float:
 
 
 def _load(address: str, model: str, rows: Arrays) -> float:
-    """Inferences per second of two clients that ask for the same batch again and again.
+    """Inferences per second of a client that asks for the same batch again and again.
 
-    Two, so that the next batch is there when one ends.
+    One, because the curve is of one copy: a second client would have a second copy's help.
     """
-    size = len(next(iter(rows.values())))
-    counts = [0, 0]
-    until = time.perf_counter() + LOAD_S
-
-    def ask(number: int) -> None:
-        with triton.InferenceServerClient(address) as client:
-            inputs = []
-            for name, array in rows.items():
-                datatype = np_to_triton_dtype(array.dtype)
-                inputs.append(triton.InferInput(name, list(array.shape), datatype))
-                inputs[-1].set_data_from_numpy(array)
+    inputs = []
+    for name, array in rows.items():
+        inputs.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_data_from_numpy(array)
+    with triton.InferenceServerClient(address) as client:
+        client.infer(model, inputs)
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < LOAD_S:
             client.infer(model, inputs)
-            while time.perf_counter() < until:
-                client.infer(model, inputs)
-                counts[number] += 1
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(2)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return size * sum(counts) / (time.perf_counter() - began)
+            count += 1
+        return count * len(next(iter(rows.values()))) / (time.perf_counter() - began)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from export.manifest import Candidate
+from export.manifest import Candidate, Profile
 
 
 def front(candidates: Sequence[Candidate]) -> frozenset[str]:
@@ -18,20 +18,33 @@ def front(candidates: Sequence[Candidate]) -> frozenset[str]:
     )
 
 
+def measured(profile: Profile | None) -> Profile | None:
+    """The profile, where it has a curve."""
+    return profile if profile and profile.curve else None
+
+
 def worst_error(candidate: Candidate) -> float | None:
     """The largest |error| of all outputs; None where it was not verified."""
-    if candidate.parity is None:
+    if candidate.parity is None or not candidate.parity.outputs:
         return None
     return max(output.max_abs for output in candidate.parity.outputs.values())
 
 
+def worst_cosine(candidate: Candidate) -> float | None:
+    """The mean cosine of the output that has the least; None where it was not verified."""
+    if candidate.parity is None or not candidate.parity.outputs:
+        return None
+    return min(output.cosine for output in candidate.parity.outputs.values())
+
+
 def _merits(candidate: Candidate) -> tuple[float, ...] | None:
     """More is better in each; None for what was not measured."""
-    if candidate.status not in ("ok", "chosen") or not (profile := candidate.profile):
-        return None
-    error = worst_error(candidate)
-    size = candidate.size_bytes
-    if error is None or size is None:
+    profile, error, size = (
+        measured(candidate.profile),
+        worst_error(candidate),
+        candidate.size_bytes,
+    )
+    if candidate.status not in ("ok", "chosen") or not profile or error is None or size is None:
         return None
     return (profile.knee().throughput, -profile.resident_bytes, -size, -error)
 
