@@ -44,14 +44,38 @@ def is_users(file: str) -> bool:
     return not any(path.is_relative_to(folder) for folder in (own, *_INSTALLED))
 
 
-def imported() -> dict[str, str]:
-    """Hash of each file of the user's that this process has imported, by its path."""
-    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return {
-        file: sha256(Path(file))
-        for file in sorted(filter(None, files))
-        if file.endswith(".py") and is_users(file) and Path(file).is_file()
-    }
+class Reading:
+    """The user's files that this process imports or opens from now on."""
+
+    def __init__(self) -> None:
+        self._opened: set[str] = set()
+        self._watching = True
+        # An audit hook stays for good; it costs a comparison once nobody watches any more.
+        sys.addaudithook(self._heard)
+
+    def files(self, without: Path) -> dict[str, str]:
+        """Hash of each such file, by its path; not of those below `without`. Ends the watch."""
+        self._watching = False
+        modules = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+        sources = {file for file in modules if file and file.endswith(".py")}
+        found = {Path(file).absolute() for file in sources | self._opened}
+        return {
+            str(file): sha256(file)
+            for file in sorted(found)
+            if is_users(str(file)) and not file.is_relative_to(without) and _is_plain(file)
+        }
+
+    def _heard(self, event: str, details: tuple[Any, ...]) -> None:
+        if not self._watching or event != "open":
+            return
+        path, mode, _ = details
+        if isinstance(path, str) and mode is not None and set(mode) <= set("rbtU"):
+            self._opened.add(path)
+
+
+def _is_plain(file: Path) -> bool:
+    system = any(file.is_relative_to(folder) for folder in ("/proc", "/sys", "/dev"))
+    return file.suffix != ".pyc" and not system and file.is_file()
 
 
 _INSTALLED = tuple(

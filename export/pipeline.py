@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from export import choose, formats, labels, onnx_graph, onnx_session, publish, release
 from export.errors import AbsentError, ExportError, ParityError
@@ -18,6 +18,8 @@ from export.objective import Objective
 from export.spec import ExportSpec
 from export.steps import base, capture, engine, lower, optimise, preflight, profile, verify
 from export.workshop import Done, Workshop
+
+MODEL: Final = "model.onnx"
 
 R = TypeVar("R", bound=base.Report)
 
@@ -60,10 +62,10 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Variant:
-    """A format on its way: its folder, and what is known of it."""
+    """A format on its way: its file, and what is known of it."""
 
     candidate: Candidate
-    folder: Path | None = None
+    file: Path | None = None
 
 
 @dataclass
@@ -133,8 +135,7 @@ class Export:
             return _Variant(Candidate(format=name, status="skipped", why=planned.skipped))
         candidate = Candidate(format=name, status="ok")
         try:
-            folder = self._made(name, captured, exact)
-            file = folder / _file(name)
+            file = self._made(name, captured, exact)
             size_bytes = sum(each.stat().st_size for each in onnx_graph.files_of(file))
             candidate = candidate.model_copy(update={"size_bytes": size_bytes})
             self._preflight(name, file)
@@ -150,22 +151,24 @@ class Export:
                 raise
             failed = {"status": "failed", "why": str(error).partition("\n")[0]}
             return _Variant(candidate.model_copy(update=failed))
-        return _Variant(candidate, folder)
+        return _Variant(candidate, file)
 
     def _made(self, name: str, captured: Done[capture.Report], exact: Path) -> Path:
+        """The file of a format."""
         if name == BASE:
-            return exact
+            return exact / MODEL
         if name == "onnx-bf16":
             again, kind = self._capture()
-            return self._step(name, (again.model_copy(update={"bf16": True}), kind)).folder
+            asked = again.model_copy(update={"bf16": True})
+            return self._step(name, (asked, kind)).folder / MODEL
         if name.startswith("tensorrt-"):
-            source = self._made(formats.made_from(name), captured, exact)
-            ask = engine.Request(
-                source=source, spec=self.spec, timing_cache=self.workshop.folder / "timing.cache"
-            )
-            return self._step(name, (ask, engine.Report)).folder
+            source = self._made(formats.made_from(name), captured, exact).parent
+            cache = self.workshop.folder / "timing.cache"
+            build = engine.Request(source=source, spec=self.spec, timing_cache=cache)
+            built = self._step(name, (build, engine.Report))
+            return built.folder / built.report.file
         request = lower.Request(source=exact, format=name, calibration=_real(captured))
-        return self._step(name, (request, lower.Report)).folder
+        return self._step(name, (request, lower.Report)).folder / MODEL
 
     def _preflight(self, name: str, file: Path) -> None:
         """Whether NVIDIA's parser takes the file: worth knowing, and nobody's end."""
@@ -229,7 +232,7 @@ class Export:
         captured: Done[capture.Report],
         label_files: Mapping[str, bytes],
     ) -> Exported:
-        assert chosen.folder, "what is chosen has been made: this is a bug"
+        assert chosen.file, "what is chosen has been made: this is a bug"
         best = chosen.candidate.model_copy(update={"status": "chosen", "why": why})
         made = release.Release(
             spec=self.spec,
@@ -237,7 +240,7 @@ class Export:
             references=captured.folder / "reference",
             chosen=best,
             candidates=tuple(best if v is chosen else v.candidate for v in variants),
-            files=onnx_graph.files_of(chosen.folder / _file(best.format)),
+            files=onnx_graph.files_of(chosen.file),
             label_files=label_files,
             on_gpu=self.have.target == "gpu",
             steps=self._steps,
@@ -292,7 +295,3 @@ def _real(captured: Done[capture.Report]) -> tuple[Path, ...]:
     """Files of the spec's own calls."""
     folder = captured.folder / "reference"
     return tuple(folder / check.file for check in captured.report.checks if check.real)
-
-
-def _file(name: str) -> str:
-    return "model.plan" if name.startswith("tensorrt-") else "model.onnx"

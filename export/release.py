@@ -13,6 +13,7 @@ from export.objective import Objective
 from export.report import render
 from export.spec import ExportSpec
 from export.steps import capture
+from export.tensorrt_engine import by_capability
 
 REPORT = "report.html"
 
@@ -48,7 +49,7 @@ class Release:
                 model=model.name if isinstance(model, Path) else str(model),
                 files=self.captured.files,
             ),
-            files={file.name: facts(file) for file in self.files},
+            files={file.name: facts(file) for file in self._files},
             tools=fingerprint.versions(),
             machine=machine.facts(),
             parity=parity,
@@ -62,7 +63,7 @@ class Release:
         """Put it into the repository; raises `PublishError`."""
         put = publish.publish if isinstance(self.spec.repository, Path) else publish_remote.publish
         return put(
-            self.files,
+            self._files,
             self._model_files(),
             self.spec.repository,  # type: ignore[arg-type]  # a folder or a URL, as `put` is
             self.spec.name,
@@ -70,6 +71,15 @@ class Release:
             replace_config=replace_config,
             described=self._described,
         )
+
+    @property
+    def _files(self) -> tuple[Path, ...]:
+        """All that the version holds: with engines of other machines where it is an engine."""
+        return self.files + (self.spec.tensorrt.engines if self._is_engine else ())
+
+    @property
+    def _is_engine(self) -> bool:
+        return self.chosen.format.startswith("tensorrt")
 
     def next_version(self) -> int:
         """The number that it would get now."""
@@ -90,9 +100,10 @@ class Release:
         config = config_pbtxt.render(
             self.spec,
             choose.batching(self.spec, self.chosen.profile, objective),
-            backend="tensorrt" if self.chosen.format.startswith("tensorrt") else "onnxruntime",
+            backend="tensorrt" if self._is_engine else "onnxruntime",
             on_gpu=self.on_gpu,
             warm_up=warm_up,
+            cc_files=by_capability(self._files),
         )
         data = warm_up.files if warm_up else {}
         return {

@@ -4,6 +4,7 @@ Dims leave the batch dimension out, as `config.pbtxt` does: it exists unless `ma
 and is then the first dimension of every input and output.
 """
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -22,6 +23,7 @@ CHECKED_DIM_SIZES: Final = (1, 3, 11)
 # The largest batch that is tried where the spec leaves the choice to the measured curve.
 LARGEST_BATCH_TRIED: Final = 64
 OBJECT_STORE: Final = "://"
+ENGINE_OF_A_GPU: Final = re.compile(r"model_cc(\d+)(\d)\.plan")
 
 Sizes = Mapping[str, int]
 Format = Literal[
@@ -108,13 +110,26 @@ class MetricSpec(Table):
 class TensorRT(Table):
     """Of the engines: portability, and the sizes that the optimiser is shown.
 
-    `sizes` are [smallest, usual, largest] of the batch and of named dims.
+    `sizes` are [smallest, usual, largest] of the batch and of named dims. `engines` are those that
+    other machines made for their GPUs, named model_cc89.plan for compute capability 8.9: they are
+    published beside this machine's.
     """
 
     version_compatible: bool = False
     hardware_compatible: bool = False
     workspace_bytes: Positive | None = None
     sizes: Mapping[str, tuple[Positive, Positive, Positive]] = {}
+    engines: tuple[Path, ...] = ()
+
+    @model_validator(mode="after")
+    def _engines_say_their_gpu(self) -> Self:
+        for file in self.engines:
+            if not ENGINE_OF_A_GPU.fullmatch(file.name):
+                raise ValueError(
+                    f"engines: {file.name} does not say its GPU: model_cc89.plan is for "
+                    "compute capability 8.9"
+                )
+        return self
 
 
 class ExportSpec(Table):
@@ -284,6 +299,10 @@ def _resolve(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             else value
             for key, value in metric.items()
         }
+    built = resolved.get("tensorrt")
+    if isinstance(built, dict) and isinstance(built.get("engines"), list):
+        engines = [folder / file if isinstance(file, str) else file for file in built["engines"]]
+        resolved["tensorrt"] = {**built, "engines": engines}
     if isinstance(outputs := resolved.get("outputs"), list):
         resolved["outputs"] = [
             {**output, "labels": folder / output["labels"]}

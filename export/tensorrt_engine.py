@@ -3,13 +3,13 @@
 import ctypes
 import functools
 import importlib.util
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from export.spec import ENGINE_OF_A_GPU
+
 PLAN: Final = "model.plan"
-_OF_CAPABILITY = re.compile(r"model_cc(\d+)(\d)\.plan")
 
 
 @functools.cache
@@ -42,7 +42,7 @@ def by_capability(files: Iterable[Path]) -> dict[str, str]:
     """
     found = {}
     for file in sorted(files):
-        if match := _OF_CAPABILITY.fullmatch(file.name):
+        if match := ENGINE_OF_A_GPU.fullmatch(file.name):
             found[f"{match[1]}.{match[2]}"] = file.name
     return found
 

@@ -71,7 +71,7 @@ class Report(base.Report):
 
 def run(request: Request, folder: Path) -> Report:
     """Capture; raises `SourceError`, `SampleError`, `ConversionError`."""
-    clock = _Clock()
+    clock, reading = _Clock(), code.Reading()
     spec = request.spec
     if isinstance(spec.model, Path) and spec.model.suffix == ".onnx":
         from export.sources import onnx_file as source
@@ -109,7 +109,7 @@ def run(request: Request, folder: Path) -> Report:
             "score": score,
             "converted": converted,
             "seconds": clock.seconds,
-            "depends": code.imported(),
+            "depends": reading.files(without=folder),
         }
     )
 

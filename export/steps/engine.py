@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any, ClassVar
 
-from export import nvidia, onnx_graph, tensorrt_engine
+from export import machine, nvidia, onnx_graph, tensorrt_engine
 from export.errors import AbsentError
 from export.nvidia import Options
 from export.spec import ExportSpec
@@ -27,6 +27,7 @@ class Request(base.Request):
 class Report(base.Report):
     """What the engine needs to be loaded: this version of TensorRT, and unless it says so, GPU."""
 
+    file: str
     tensorrt: str
     layers: int
     size_bytes: int
@@ -38,7 +39,10 @@ class Report(base.Report):
 
 
 def run(request: Request, folder: Path) -> Report:
-    """Write `folder/model.plan`; raises `ConversionError`, `AbsentError`."""
+    """Write `folder/model.plan`, or one named by this GPU where the spec has others beside it.
+
+    Raises `ConversionError`, `AbsentError`.
+    """
     if why := tensorrt_engine.absent():
         raise AbsentError(why)
     trt: Any = importlib.import_module("tensorrt")
@@ -51,8 +55,13 @@ def run(request: Request, folder: Path) -> Report:
         timing_cache=request.timing_cache,
     )
     built = nvidia.build(trt, request.source / "model.onnx", options)
-    (folder / tensorrt_engine.PLAN).write_bytes(built.engine)
+    capability = machine.compute_capability()
+    name = tensorrt_engine.PLAN
+    if asked.engines and capability:
+        name = tensorrt_engine.named_for(capability)
+    (folder / name).write_bytes(built.engine)
     return Report(
+        file=name,
         tensorrt=str(trt.__version__),
         layers=built.layers,
         size_bytes=len(built.engine),

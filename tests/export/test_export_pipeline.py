@@ -27,6 +27,11 @@ DIGITS = ROOT / "examples" / "digits" / "digits.toml"
 ZOO = Path(__file__).with_name("zoo.py")
 
 Snapshot = Callable[[Path], dict[str, bytes | None]]
+FROM_A_FILE = """
+def rows():
+    here = __import__("pathlib").Path(__file__).parent
+    return {"x": np.loadtxt(here / "rows.txt", dtype="float32", ndmin=2)}
+"""
 UNRUNNABLE = """
     <ir_version: 9, opset_import: ["": 20]>
     strange (float[n] x) => (float[n] y) { y = Nonesuch(x) }
@@ -122,6 +127,14 @@ outputs = [{ name = "y", dtype = "FP32", dims = [4] }]
     assert kept() >= {"capture", "optimise", "verify"}
     model.write_text(ZOO.read_text().replace("torch.tensor(2.0)", "torch.tensor(4.0)"))
     assert kept() == set()  # other code, other weights, another file
+    rows = tmp_path / "rows.txt"
+    rows.write_text("1 2 3 4\n")
+    model.write_text(model.read_text() + FROM_A_FILE)
+    spec.write_text('samples = "model.py:rows"\n' + text)
+    assert kept() == set()
+    assert "capture" in kept()
+    rows.write_text("5 6 7 8\n")
+    assert "capture" not in kept()  # other data
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
