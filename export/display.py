@@ -30,15 +30,13 @@ class Screen:
         """Show the step's line: mark, name, seconds, what it did or why not."""
         self.still()
         mark, colour = _MARKS[step.status]
-        took = "  kept" if step.reused else f"{step.seconds:4.1f} s"
-        why = "failed" if step.status == "failed" else step.why
         if step.status == "skipped":
             line = Text.assemble((mark, colour), f" {step.name}: skipped, {step.why}")
-            self.out.print(line, soft_wrap=True)
-            return
-        if step.status == "failed" and step.name.startswith(("onnx", "tensorrt", "verify", "pro")):
-            why = f"failed: {step.why.partition(chr(10))[0]}"
-        line = Text.assemble((mark, colour), f" {step.name:<25} {took}  ", why)
+        else:
+            took = "  kept" if step.reused else f"{step.seconds:4.1f} s"
+            first = step.why.partition("\n")[0]
+            why = f"failed: {first}" if step.status == "failed" else step.why
+            line = Text.assemble((mark, colour), f" {step.name:<25} {took}  ", why)
         self.out.print(line, soft_wrap=True)
 
     def failed(self, error: ExportError) -> None:
