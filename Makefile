@@ -48,7 +48,7 @@ check: setup  ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup triton  ## the tests (under 5 minutes)
+test: setup triton  ## the tests (10 minutes)
 	$(BIN)/pytest
 
 fuzz: setup  ## 300,000 damaged messages to the codec, 30,000 to a gateway (2 minutes)
