@@ -49,6 +49,7 @@ class Workshop:
         self._resume = resume
         self._timeout_s = timeout_s
         self._tools = json.dumps([versions(), own_code()])
+        self._made: set[Path] = set()  # in this run: never made twice, whatever `resume` says
 
     def run(self, request: Request, kind: type[R], timeout_s: float | None = None) -> Done[R]:
         """Return the step's report; raises the `ExportError` that it ended with.
@@ -57,7 +58,8 @@ class Workshop:
         """
         key = self._key(request)
         folder = self.folder / f"{request.step}-{key[:16]}"
-        if self._resume and (report := _kept(folder, kind)):
+        may_be_kept = self._resume or folder in self._made
+        if may_be_kept and (report := _kept(folder, kind)):
             return Done(report, folder, 0.0, reused=True)
         shutil.rmtree(folder, ignore_errors=True)
         begun = time.perf_counter()
@@ -71,6 +73,7 @@ class Workshop:
             if shutil.disk_usage(self.folder).free < FULL_BYTES:
                 raise no_space(self.folder) from error
             raise
+        self._made.add(folder)
         return Done(report, folder, time.perf_counter() - begun, reused=False)
 
     def _key(self, request: Request) -> str:
