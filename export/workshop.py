@@ -42,7 +42,10 @@ class Done(Generic[R]):
 
 
 class Workshop:
-    """The working folder of one export. Use `opened()`."""
+    """The working folder of one export; a step that takes longer than `timeout_s` is killed.
+
+    Use `opened()`.
+    """
 
     def __init__(self, folder: Path, *, resume: bool, timeout_s: float) -> None:
         self.folder = folder
@@ -51,11 +54,8 @@ class Workshop:
         self._tools = json.dumps([versions(), own_code()])
         self._made: set[Path] = set()  # in this run: never made twice, whatever `resume` says
 
-    def run(self, request: Request, kind: type[R], timeout_s: float | None = None) -> Done[R]:
-        """Return the step's report; raises the `ExportError` that it ended with.
-
-        A step that takes longer than `timeout_s` (default: the workshop's) is killed.
-        """
+    def run(self, request: Request, kind: type[R]) -> Done[R]:
+        """Return the step's report; raises the `ExportError` that it ended with."""
         key = self._key(request)
         folder = self.folder / f"{request.step}-{key[:16]}"
         may_be_kept = self._resume or folder in self._made
@@ -66,7 +66,7 @@ class Workshop:
         try:
             folder.mkdir(parents=True)
             (folder / REQUEST).write_text(request.model_dump_json(), "utf-8")
-            _process(request.step, folder, timeout_s or self._timeout_s)
+            _process(request.step, folder, self._timeout_s)
             report = _report(folder, kind)
         except (OSError, ExportError) as error:
             # A library that could not write gives reasons of its own.
@@ -107,7 +107,7 @@ def opened(name: str, parent: Path | None, *, resume: bool, timeout_s: float) ->
             ) from error
         if not resume:
             for left in folder.iterdir():
-                if left.is_dir():
+                if (left / REQUEST).is_file():  # a step's, and nothing of the user's
                     shutil.rmtree(left)
         yield Workshop(folder, resume=resume, timeout_s=timeout_s)
 
