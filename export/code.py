@@ -11,17 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from export.errors import SourceError
+from export.errors import AbsentError, SourceError
 from export.fingerprint import sha256
 from export.spec import CodeRef
 
 
 def call(ref: CodeRef, *arguments: Any) -> Any:
-    """Return what the callable returns; raises `SourceError` with the place where it failed."""
+    """Return what the callable returns; raises `SourceError` with the place where it failed.
+
+    Raises `AbsentError` where it asks for a package that is not installed.
+    """
     with _importing_from(ref.folder.resolve()):
         function = _callable(ref)
         try:
             return function(*arguments)
+        except ModuleNotFoundError as error:
+            raise AbsentError(f"{ref}() failed: {blame(error)}") from error
         except Exception as error:
             raise SourceError(f"{ref}() failed: {blame(error)}") from error
 
@@ -115,11 +120,18 @@ def _callable(ref: CodeRef) -> Callable[..., Any]:
                 assert found.loader, "a .py file has a loader"
                 module = importlib.util.module_from_spec(found)
                 sys.modules[found.name] = module
-                found.loader.exec_module(module)
+                try:
+                    found.loader.exec_module(module)
+                except BaseException:
+                    del sys.modules[found.name]  # half a module, which the next call would find
+                    raise
     except SourceError:
         raise
     except Exception as error:
-        raise SourceError(f"cannot import {ref.module}: {blame(error)}") from error
+        # A file that is there lacks a package; a module that is not there is the spec's mistake.
+        lacks = ref.module.endswith(".py") and isinstance(error, ModuleNotFoundError)
+        kind = AbsentError if lacks else SourceError
+        raise kind(f"cannot import {ref.module}: {blame(error)}") from error
     function = getattr(module, ref.function, None)
     if not callable(function):
         raise SourceError(f"{ref.module} has no function {ref.function!r}")

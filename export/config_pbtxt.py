@@ -1,5 +1,6 @@
 """`config.pbtxt`: Triton's description of a model, written from a spec and compared."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +10,21 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from export.choose import Batching
 from export.errors import PublishError
+from export.samples import Arrays
 from export.spec import ExportSpec, SequenceBatching
 from export.tensors import TensorSpec
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """One call that a fresh copy runs before it answers: raw bytes by input, and their shapes."""
+    """One call that a fresh copy runs before it answers: arrays by input, without the batch."""
 
     batch: int
-    shapes: Mapping[str, tuple[int, ...]]  # without the batch
-    files: Mapping[str, bytes]
+    arrays: Arrays
+
+    def files(self) -> dict[str, bytes]:
+        """Raw content by the name that `config.pbtxt` gives it: an input may be called "a/b"."""
+        return {_file_name(name): array.tobytes() for name, array in self.arrays.items()}
 
 
 def render(
@@ -88,8 +93,12 @@ def _write_warm_up(config: Any, warm_up: WarmUp, spec: ExportSpec) -> None:
     for tensor in spec.inputs:
         entry = sample.inputs[tensor.name]
         entry.data_type = pb.DataType.Value(f"TYPE_{tensor.dtype}")
-        entry.dims.extend(warm_up.shapes[tensor.name] or (1,))
-        entry.input_data_file = tensor.name
+        entry.dims.extend(warm_up.arrays[tensor.name].shape or (1,))
+        entry.input_data_file = _file_name(tensor.name)
+
+
+def _file_name(tensor: str) -> str:
+    return re.sub(r"[^\w.-]", "_", tensor)
 
 
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:

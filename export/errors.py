@@ -1,6 +1,6 @@
 """What can go wrong in an export. Each message is a sentence for the person who ran it."""
 
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 
 class ExportError(Exception):
@@ -11,6 +11,7 @@ class ExportError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    status: ClassVar[Literal["failed", "skipped"]] = "failed"  # of the step that ends with it
 
     def __init__(self, why: str, advice: str = "") -> None:
         super().__init__(why)
@@ -34,6 +35,12 @@ class SampleError(ExportError):
 
 class ConversionError(ExportError):
     """The model could not be turned into a valid file of this format with the requested dims."""
+
+
+class PointlessError(ExportError):
+    """A format would gain nothing for this model: it is skipped."""
+
+    status = "skipped"
 
 
 class ParityError(ExportError):
@@ -68,6 +75,7 @@ BY_NAME: Final = {
         SourceError,
         SampleError,
         ConversionError,
+        PointlessError,
         ParityError,
         ProfileError,
         PublishError,

@@ -149,8 +149,8 @@ class Export:
         except ExportError as error:
             if name == BASE:
                 raise
-            failed = {"status": "failed", "why": str(error).partition("\n")[0]}
-            return _Variant(candidate.model_copy(update=failed))
+            ended = {"status": error.status, "why": str(error).partition("\n")[0]}
+            return _Variant(candidate.model_copy(update=ended))
         return _Variant(candidate, file)
 
     def _made(self, name: str, captured: Done[capture.Report], exact: Path) -> Path:
@@ -284,7 +284,7 @@ class Export:
     def _failed(self, name: str, error: ExportError, begun: float) -> None:
         error.step = error.step or name
         seconds = time.perf_counter() - begun
-        self._note(StepFacts(name=name, status="failed", why=str(error), seconds=seconds))
+        self._note(StepFacts(name=name, status=error.status, why=str(error), seconds=seconds))
 
     def _note(self, step: StepFacts) -> None:
         self._steps.append(step)

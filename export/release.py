@@ -105,7 +105,7 @@ class Release:
             warm_up=warm_up,
             cc_files=by_capability(self._files),
         )
-        data = warm_up.files if warm_up else {}
+        data = warm_up.files() if warm_up else {}
         return {
             publish.CONFIG: config.encode(),
             **self.label_files,
@@ -120,11 +120,7 @@ class Release:
         inputs, _ = reference.read(self.references / real.file)
         if self.spec.batch_limit:
             inputs = {name: array[0] for name, array in inputs.items()}
-        return WarmUp(
-            batch=1 if self.spec.batch_limit else 0,
-            shapes={name: array.shape for name, array in inputs.items()},
-            files={name: array.tobytes() for name, array in inputs.items()},
-        )
+        return WarmUp(1 if self.spec.batch_limit else 0, inputs)
 
 
 def facts(file: Path) -> FileFacts:

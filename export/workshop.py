@@ -42,35 +42,38 @@ class Done(Generic[R]):
 
 
 class Workshop:
-    """The working folder of one export. Use `opened()`."""
+    """The working folder of one export; a step that takes longer than `timeout_s` is killed.
+
+    Use `opened()`.
+    """
 
     def __init__(self, folder: Path, *, resume: bool, timeout_s: float) -> None:
         self.folder = folder
         self._resume = resume
         self._timeout_s = timeout_s
         self._tools = json.dumps([versions(), own_code()])
+        self._made: set[Path] = set()  # in this run: never made twice, whatever `resume` says
 
-    def run(self, request: Request, kind: type[R], timeout_s: float | None = None) -> Done[R]:
-        """Return the step's report; raises the `ExportError` that it ended with.
-
-        A step that takes longer than `timeout_s` (default: the workshop's) is killed.
-        """
+    def run(self, request: Request, kind: type[R]) -> Done[R]:
+        """Return the step's report; raises the `ExportError` that it ended with."""
         key = self._key(request)
         folder = self.folder / f"{request.step}-{key[:16]}"
-        if self._resume and (report := _kept(folder, kind)):
+        may_be_kept = self._resume or folder in self._made
+        if may_be_kept and (report := _kept(folder, kind)):
             return Done(report, folder, 0.0, reused=True)
         shutil.rmtree(folder, ignore_errors=True)
         begun = time.perf_counter()
         try:
             folder.mkdir(parents=True)
             (folder / REQUEST).write_text(request.model_dump_json(), "utf-8")
-            _process(request.step, folder, timeout_s or self._timeout_s)
+            _process(request.step, folder, self._timeout_s)
             report = _report(folder, kind)
         except (OSError, ExportError) as error:
             # A library that could not write gives reasons of its own.
             if shutil.disk_usage(self.folder).free < FULL_BYTES:
                 raise no_space(self.folder) from error
             raise
+        self._made.add(folder)
         return Done(report, folder, time.perf_counter() - begun, reused=False)
 
     def _key(self, request: Request) -> str:
@@ -104,7 +107,7 @@ def opened(name: str, parent: Path | None, *, resume: bool, timeout_s: float) ->
             ) from error
         if not resume:
             for left in folder.iterdir():
-                if left.is_dir():
+                if (left / REQUEST).is_file():  # a step's, and nothing of the user's
                     shutil.rmtree(left)
         yield Workshop(folder, resume=resume, timeout_s=timeout_s)
 

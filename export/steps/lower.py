@@ -21,7 +21,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from export import onnx_graph, reference
-from export.errors import ConversionError, SampleError
+from export.errors import ConversionError, PointlessError
 from export.samples import Arrays
 from export.steps import base
 
@@ -73,12 +73,12 @@ class Report(base.Report):
 
 
 def run(request: Request, folder: Path) -> Report:
-    """Write `folder/model.onnx`; raises `ConversionError`, `SampleError`."""
+    """Write `folder/model.onnx`; raises `ConversionError`, `PointlessError`."""
     source, path = request.source / MODEL, folder / MODEL
     logging.disable(logging.WARNING)  # the quantiser's advice is followed already
     try:
         _LOWER[request.format](source, path, request.calibration)
-    except (ConversionError, SampleError):
+    except PointlessError:
         raise
     except Exception as error:  # the tools raise whatever their parts raise
         words = str(error).strip() or type(error).__name__
@@ -140,8 +140,8 @@ def _int8_dynamic(source: Path, path: Path, calibration: Sequence[Path]) -> None
     )
 
 
-def _nothing_gains() -> ConversionError:
-    return ConversionError(f"nothing in this model gains: it has no {', '.join(DYNAMIC)}")
+def _nothing_gains() -> PointlessError:
+    return PointlessError(f"nothing in this model gains: it has no {', '.join(DYNAMIC)}")
 
 
 _LOWER: Final[Mapping[str, Callable[[Path, Path, Sequence[Path]], None]]] = {

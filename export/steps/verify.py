@@ -59,7 +59,7 @@ def run(request: Request, folder: Path) -> Report:
     """Compare at every check; raises `ParityError` with a line for each miss."""
     spec = request.spec
     try:
-        session = onnx_session.opened(request.model, provider=request.provider)
+        session = onnx_session.opened(request.model, provider=request.provider, exact=True)
     except ConversionError as error:
         raise ParityError(str(error)) from error
     names = [tensor.name for tensor in spec.outputs]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.errors import SourceError
+from export.errors import AbsentError, SourceError
 from export.spec import ExportSpec
 from export.trained import TrainedModel
 
@@ -163,6 +163,13 @@ def test_a_source_that_is_not_what_the_spec_says_is_refused(
 ) -> None:
     with pytest.raises(SourceError, match=sentence):
         load(make_spec(**change))
+
+
+def test_a_package_that_is_not_installed_is_what_this_machine_lacks(
+    make_spec: MakeSpec, load: Load
+) -> None:
+    with pytest.raises(AbsentError, match="pip install weights-of-it"):
+        load(make_spec(model="zoo.py:of_an_absent_package"))
 
 
 def test_inputs_reach_the_parameters_of_their_names_in_any_order(

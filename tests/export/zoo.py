@@ -195,5 +195,9 @@ def broken() -> nn.Module:
     raise RuntimeError("no such layer")
 
 
+def of_an_absent_package() -> nn.Module:
+    raise ModuleNotFoundError("pip install weights-of-it")
+
+
 def not_a_module() -> Any:
     return {"weight": 1}
