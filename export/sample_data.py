@@ -28,7 +28,7 @@ Call = Mapping[str, NDArray[Any]]
 
 
 def read(samples: CodeRef | Path) -> list[Call]:
-    """The calls that `samples` gives, at most `MOST_CALLS`; raises `SampleError`."""
+    """The calls that `samples` gives, 1 to `MOST_CALLS`; raises `SampleError`."""
     if isinstance(samples, Path):
         return [_from_npz(samples)]
     given = code.call(samples)
@@ -39,7 +39,10 @@ def read(samples: CodeRef | Path) -> list[Call]:
             f"{samples}() returned a {type(given).__name__}",
             "return a dict of arrays by input name, or yield one call after another",
         )
-    return [_call(each, samples) for each in islice(given, MOST_CALLS)]
+    calls = [_call(each, samples) for each in islice(given, MOST_CALLS)]
+    if not calls:
+        raise SampleError(f"{samples}() yields nothing")
+    return calls
 
 
 def fitted(calls: Sequence[Call], spec: ExportSpec, what: str = "samples") -> list[Arrays]:
@@ -48,6 +51,8 @@ def fitted(calls: Sequence[Call], spec: ExportSpec, what: str = "samples") -> li
     for call in calls:
         arrays = {tensor.name: _array(call, tensor, spec, what) for tensor in spec.inputs}
         sizes = sizes_of(arrays, spec, what)
+        if not all(sizes.values()):
+            raise SampleError(f"{what}: a call has no rows", "leave empty calls out")
         if len(calls) == 1 and spec.batch_limit and sizes[BATCH] > 1:
             cut += _cut(arrays, min(sizes[BATCH], MOST_ROWS), spec.batch_limit)
         else:
@@ -76,6 +81,8 @@ def stacked(calls: Sequence[Arrays], rows: int) -> Arrays:
 
 
 def _from_npz(path: Path) -> Call:
+    if not path.is_file():
+        raise SampleError(f"samples: there is no file {path}")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

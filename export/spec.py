@@ -280,7 +280,7 @@ def load(
     try:
         return ExportSpec.model_validate(merged)
     except ValidationError as error:
-        raise SpecError("\n".join(_sentences(error))) from None
+        raise SpecError("\n".join(dict.fromkeys(_sentences(error)))) from None
 
 
 def _resolve(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -334,6 +334,12 @@ _TABLES: Final[Mapping[str, type[Table]]] = {
 }
 
 
+_REFERENCES: Final[Mapping[object, str]] = {
+    "model": "'file.py:function', or a model file or folder",
+    "samples": "'file.py:function', or a .npz file",
+}
+
+
 def _sentences(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         # A field of several types names the type that was tried; nobody wrote that.
@@ -341,6 +347,9 @@ def _sentences(error: ValidationError) -> Iterator[str]:
             "spec"
         ]
         place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parents)[1:]
+        if key in _REFERENCES and not parents:
+            yield f"{key}: a text is expected: {_REFERENCES[key]}"
+            continue
         if problem["type"] == "extra_forbidden":
             table = _TABLES.get(str(parents[0]), ExportSpec) if parents else ExportSpec
             near = get_close_matches(str(key), table.model_fields, n=2)
@@ -360,4 +369,7 @@ def _sentences(error: ValidationError) -> Iterator[str]:
 
 
 def _is_type(part: str) -> bool:
-    return part in ("DynamicBatching", "CodeRef", "path", "str") or part.startswith("literal[")
+    """Whether pydantic speaks of one of a field's types, and not of a key."""
+    return part in ("DynamicBatching", "CodeRef", "path", "str") or part.startswith(
+        ("literal[", "lax-or-strict[")
+    )

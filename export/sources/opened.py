@@ -68,6 +68,7 @@ def open_source(spec: ExportSpec, *, trust_pickle: bool) -> Opened:
         files += (spec.weights,)
     if kind != "exported-program":  # whose mode was decided when it was captured
         _refuse_train_mode(module, str(spec.model))
+    transformers_folder.make_plain(module)
     scripted = isinstance(module, torch.jit.ScriptModule)
     return Opened(
         module=module.cpu(),

@@ -37,16 +37,26 @@ def load(folder: Path) -> tuple[torch.nn.Module, tuple[Path, ...]]:
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
-            # Its masks are plain arithmetic, which every exporter takes.
-            attn_implementation="eager",
         )
     except Exception as error:
         raise SourceError(
             f"transformers cannot open {folder.name}: {type(error).__name__}: {error}"
         ) from error
-    if hasattr(module.config, "use_cache"):
-        module.config.use_cache = False  # an exported forward() has no memory of earlier calls
     return module.eval(), (folder / "config.json", *files)
+
+
+def make_plain(module: torch.nn.Module) -> None:
+    """Have transformers' models inside `module` compute attention as plain arithmetic, in place.
+
+    PyTorch's fused attention exports with shapes that do not bend and answers rows that are masked
+    altogether in its own way. An exported forward() has no memory of earlier calls either.
+    """
+    part: Any
+    for part in module.modules():
+        if hasattr(part, "set_attn_implementation") and hasattr(part, "config"):
+            part.set_attn_implementation("eager")
+            if getattr(part.config, "use_cache", False):
+                part.config.use_cache = False
 
 
 def _class(transformers: Any, folder: Path) -> Any:

@@ -90,7 +90,7 @@ def run(request: Request, folder: Path) -> Report:
     path.write_bytes(model.SerializeToString())
     onnx_graph.check(path)
     if not (lowered := _lowered(model)):
-        raise _nothing_gains()
+        raise _nothing_gains(DYNAMIC if request.format == "onnx-int8-dynamic" else STATIC[:4])
     size_bytes = sum(file.stat().st_size for file in onnx_graph.files_of(path))
     return Report(format=request.format, lowered=lowered, size_bytes=size_bytes)
 
@@ -128,7 +128,7 @@ def _int8_dynamic(source: Path, path: Path, calibration: Sequence[Path]) -> None
     model.replace_gemm_with_matmul()  # which has an 8-bit kernel, and Gemm has not
     present = [op for op in DYNAMIC if op in onnx_graph.operators(model.model)]
     if not present:
-        raise _nothing_gains()
+        raise _nothing_gains(DYNAMIC)
     quantize_dynamic(
         model.model,
         path,
@@ -140,8 +140,8 @@ def _int8_dynamic(source: Path, path: Path, calibration: Sequence[Path]) -> None
     )
 
 
-def _nothing_gains() -> PointlessError:
-    return PointlessError(f"nothing in this model gains: it has no {', '.join(DYNAMIC)}")
+def _nothing_gains(operators: Sequence[str]) -> PointlessError:
+    return PointlessError(f"nothing in this model gains: it has no {', '.join(operators)}")
 
 
 _LOWER: Final[Mapping[str, Callable[[Path, Path, Sequence[Path]], None]]] = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export import reference
-from export.errors import SourceError
+from export.errors import SampleError, SourceError
 from export.spec import ExportSpec
 from export.steps import capture
 from tests.export import zoo
@@ -113,6 +113,40 @@ def test_a_hugging_face_folder_says_its_inputs_and_outputs(
         ("attention_mask", ("seq",), (0, 1)),
     ]
     assert shapes(tmp_path)["logits"] == ["batch", 3]
+
+
+def test_fused_attention_is_made_plain(make_spec: MakeSpec, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    ids = {"dtype": "INT64", "dims": ["seq"]}
+    spec = make_spec(
+        model="zoo.py:t5_encoder",
+        inputs=[
+            {"name": "input_ids", "range": [0, 49], **ids},
+            {"name": "attention_mask", "range": [0, 1], **ids},
+        ],
+        outputs=[],
+    )
+
+    captured(spec, tmp_path)  # what PyTorch's fused attention does not export
+
+    assert shapes(tmp_path)["last_hidden_state"] == ["batch", "seq", 16]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (np.zeros((0, 4), "float32"), "a call has no rows"),
+        (np.zeros((3, 4), "int64"), "input 'x' is int64; the spec says float32"),
+        (np.full((3, 4), np.nan, "float32"), "holds NaN or infinity"),
+    ],
+)
+def test_samples_that_show_nothing_are_refused(
+    make_spec: MakeSpec, tmp_path: Path, rows: Any, says: str
+) -> None:
+    np.savez(tmp_path / "rows.npz", x=rows)
+
+    with pytest.raises(SampleError, match=says):
+        captured(make_spec(samples=str(tmp_path / "rows.npz")), tmp_path)
 
 
 def test_a_folder_without_safetensors_is_refused(make_spec: MakeSpec, tmp_path: Path) -> None:

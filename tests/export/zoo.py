@@ -1,5 +1,6 @@
 """Models to export: each callable is named by a spec of the tests."""
 
+import importlib
 import os
 import signal
 import time
@@ -164,6 +165,13 @@ def unsupported() -> nn.Module:
 
 def slow() -> nn.Module:
     return Slow().eval()
+
+
+def t5_encoder() -> nn.Module:
+    transformers = importlib.import_module("transformers")
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    module: nn.Module = transformers.T5EncoderModel(transformers.T5Config(vocab_size=50, **shape))
+    return module.eval()
 
 
 def token_calls() -> Iterator[dict[str, torch.Tensor]]:
