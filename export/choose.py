@@ -12,6 +12,8 @@ from export.spec import DynamicBatching, ExportSpec
 
 # What computes something else than the trained model has to be better by more than noise.
 MARGIN: Final = 1.05
+# A lead that a neighbour's load during one of the two measurements may have made.
+DOUBTFUL: Final = 1.3
 # Waiting for a fuller batch costs each request so much of a batch's own time, at most.
 DELAY_SHARE: Final = 0.1
 LONGEST_DELAY_US: Final = 5000
@@ -49,6 +51,31 @@ def choose(candidates: Sequence[Candidate], objective: Objective) -> tuple[Candi
     if exact and _merit(best.profile, objective) < MARGIN * _merit(exact.profile, objective):
         best = exact
     return best, _why(best, exact, objective)
+
+
+def doubted(candidates: Sequence[Candidate], objective: Objective) -> tuple[Candidate, ...]:
+    """The base and what leads it by so little that both are to be measured again."""
+    fitting = [each for each in candidates if _best(each.profile, objective)]
+    if not fitting:
+        return ()
+    best = max(fitting, key=lambda each: _merit(each.profile, objective))
+    base = next((each for each in candidates if each.format == BASE), None)
+    if base is None or best is base or objective.goal == "memory":
+        return ()
+    if base not in fitting:
+        return ()
+    lead = _merit(best.profile, objective) / _merit(base.profile, objective)
+    return (base, best) if lead < DOUBTFUL else ()
+
+
+def merged(one: Profile, other: Profile) -> Profile:
+    """Two measurements of one file: of each batch size the quicker, which was disturbed less."""
+    again = {point.batch: point for point in other.curve}
+    curve = [
+        max(point, again.get(point.batch, point), key=lambda each: each.throughput)
+        for point in one.curve
+    ]
+    return one.model_copy(update={"curve": tuple(curve)})
 
 
 def batching(spec: ExportSpec, profile: Profile | None, objective: Objective) -> Batching:

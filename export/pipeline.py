@@ -6,7 +6,7 @@ publish. Steps run in processes of their own and hand each other files.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -94,6 +94,8 @@ class Export:
         )
         self._skip(planned)
         variants = [self._variant(each, captured, optimised.folder) for each in planned]
+        if self.options.profile:
+            variants = self._remeasured(variants, captured)
         chosen, why = self._choose(variants)
         return self._publish(chosen, why, variants, captured, label_files.files)
 
@@ -214,9 +216,30 @@ class Export:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def _choose(self, variants: list[_Variant]) -> tuple[_Variant, str]:
+    def _remeasured(
+        self, variants: list[_Variant], captured: Done[capture.Report]
+    ) -> list[_Variant]:
+        """The variants; where the best leads by little, it and the base are measured once more."""
+        alive = [v.candidate for v in self._eligible(variants) if v.candidate.status == "ok"]
+        doubted = choose.doubted(alive, self._objective) if alive else ()
+        return [self._again(v, captured) if v.candidate in doubted else v for v in variants]
+
+    def _again(self, variant: _Variant, captured: Done[capture.Report]) -> _Variant:
+        before, name = variant.candidate.profile, variant.candidate.format
+        assert before, "only what was measured is doubted: this is a bug"
+        assert variant.file, "what was measured has a file: this is a bug"
+        request, kind = self._profile(name, variant.file, captured)
+        once_more = request.model_copy(update={"turn": 2})
+        measured = self._step(f"profile {name} again", (once_more, kind)).report.profile
+        merged = choose.merged(before, measured)
+        return replace(variant, candidate=variant.candidate.model_copy(update={"profile": merged}))
+
+    def _eligible(self, variants: list[_Variant]) -> list[_Variant]:
         asked = self.spec.formats
-        eligible = [v for v in variants if not asked or v.candidate.format in asked]
+        return [v for v in variants if not asked or v.candidate.format in asked]
+
+    def _choose(self, variants: list[_Variant]) -> tuple[_Variant, str]:
+        eligible = self._eligible(variants)
         alive = [v for v in eligible if v.candidate.status == "ok"]
         if not alive:
             reasons = "; ".join(f"{v.candidate.format}: {v.candidate.why}" for v in eligible)

@@ -42,7 +42,7 @@ def table(candidates: Sequence[Candidate], objective: str) -> Table:
         mark = "*" if each.format in best else ""
         cells = cells_of(each)
         if has_metric:
-            cells[-1] = f"{each.metric.value:.4g}" if each.metric else "-"
+            cells[-1] = f"{each.metric.value:.3g}" if each.metric else "-"
         style = "bold" if each.status == "chosen" else ""
         result.add_row(Text(f"{tick} {each.format} {mark}"), *cells, style=style)
     return result

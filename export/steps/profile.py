@@ -38,7 +38,10 @@ WORTH_A_COPY_MS: Final = 1.0
 
 
 class Request(base.Request):
-    """`model`: the file; `calls`: files of real calls; `threads` 0: as many as a gateway takes."""
+    """`model`: the file; `calls`: files of real calls; `threads` 0: as many as a gateway takes.
+
+    `turn`: the how-manieth measurement of this file it is.
+    """
 
     step: ClassVar[str] = "profile"
     spec: ExportSpec
@@ -46,6 +49,7 @@ class Request(base.Request):
     calls: tuple[Path, ...] = ()
     threads: int = 0
     provider: str = onnx_session.CPU
+    turn: int = 1
     sizes: Mapping[str, int] = {}  # of named dims; default: the largest that was checked
 
     def artefacts(self) -> tuple[Path, ...]:

@@ -65,6 +65,20 @@ def test_what_is_hardly_faster_does_not_replace_the_exact_file() -> None:
     assert choose.choose([FP32, nearly], THROUGHPUT)[0] is FP32
 
 
+def test_a_lead_that_may_be_chance_is_measured_again() -> None:
+    close = candidate("onnx-int8", curve((8, 3.4)))
+    assert choose.doubted([FP32, close], THROUGHPUT) == (FP32, close)
+    assert choose.doubted([FP32, INT8], THROUGHPUT) == ()  # twice as fast is no chance
+    assert choose.doubted([FP32], THROUGHPUT) == ()
+    assert choose.doubted([FP32, close], Objective("memory")) == ()
+
+
+def test_of_two_measurements_the_undisturbed_one_counts() -> None:
+    once, again = curve((1, 1.0), (2, 9.0), (4, 2.0)), curve((1, 3.0), (2, 1.5))
+
+    assert [point.p50_ms for point in choose.merged(once, again).curve] == [1.0, 1.5, 2.0]
+
+
 def test_a_bound_that_nothing_keeps_says_what_the_best_one_has() -> None:
     with pytest.raises(
         ProfileError, match=r"no format keeps p99 under 0\.5 ms: onnx-fp32 has 2 ms"
