@@ -17,6 +17,7 @@ from export.dtypes import KSERVE
 from export.errors import ParityError, SpecError
 from export.interface import as_toml
 from export.manifest import Manifest
+from export.onnx_graph import dim_name
 from export.spec import ExportSpec, load
 from export.steps import capture, profile, verify
 
@@ -208,7 +209,7 @@ def _spec_of(file: Path, args: argparse.Namespace) -> ExportSpec:
     for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
         for value in values:
             dims = [
-                d.dim_value or _word(d.dim_param, f"{value.name}_dim_{axis}")
+                d.dim_value or dim_name(d.dim_param, f"{value.name}_dim_{axis}")
                 for axis, d in enumerate(value.type.tensor_type.shape.dim)
             ][skip:]
             numpy = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
@@ -227,14 +228,6 @@ def _kserve(numpy: str) -> str:
     if numpy not in KSERVE:
         raise SpecError(f"a tensor of {numpy} cannot be made up")
     return str(KSERVE[numpy])
-
-
-def _word(name: str, otherwise: str) -> str:
-    return (
-        name
-        if name.isidentifier() and name != "batch"
-        else "".join(c if c.isalnum() else "_" for c in otherwise)
-    )
 
 
 def _model_file(path: Path) -> Path:

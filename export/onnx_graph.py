@@ -1,6 +1,7 @@
 """Questions and repairs that several steps have for an ONNX graph."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnx.shape_inference
 from google.protobuf.message import DecodeError, Message
 
 from export.errors import ConversionError
+from export.tensors import BATCH
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -33,6 +35,14 @@ def _locations(model: onnx.ModelProto) -> Iterator[str]:
         for entry in tensor.external_data:
             if entry.key == "location":
                 yield entry.value
+
+
+def dim_name(written: object, otherwise: str) -> str:
+    """A file's name of a dim where a spec could have it, else one made of `otherwise`."""
+    text = str(written or "")
+    if text.isidentifier() and text != BATCH:
+        return text
+    return re.sub(r"\W", "_", otherwise)
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:

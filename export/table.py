@@ -10,7 +10,7 @@ from export.manifest import Candidate
 from export.pareto import front, measured, worst_cosine, worst_error
 
 NOT_MEASURED: Final = "not measured"
-_COLUMNS: Final = ("per s", "batch", "p99 ms", "MB", "RAM MB", "cold ms", "|error|", "cosine")
+_COLUMNS: Final = ("per s", "batch", "p99 ms", "file", "RAM", "cold ms", "|error|", "cosine")
 
 
 def table(candidates: Sequence[Candidate], objective: str) -> Table:
@@ -23,7 +23,7 @@ def table(candidates: Sequence[Candidate], objective: str) -> Table:
     has_metric = any(each.metric for each in candidates)
     fallen = [each for each in candidates if each.status in ("failed", "skipped")]
     result = Table(
-        title=f"formats, chosen for {objective}",
+        title=f"formats (file and RAM in MB), chosen for {objective}",
         title_justify="left",
         caption=Text("\n".join(_reasons(fallen)), "dim") if fallen else None,
         caption_justify="left",

@@ -96,7 +96,7 @@ def _inputs(session: onnxruntime.InferenceSession, spec: ExportSpec) -> tuple[In
         if dtype is None or (skip and not value.shape):
             return ()
         dims = tuple(
-            dim if isinstance(dim, int) else _identifier(dim, f"{value.name}_dim_{axis}")
+            dim if isinstance(dim, int) else onnx_graph.dim_name(dim, f"{value.name}_dim_{axis}")
             for axis, dim in enumerate(value.shape[skip:], skip)
         )
         if dtype.startswith(("INT", "UINT")):
@@ -109,15 +109,6 @@ _NUMPY = {"float": "float32", "double": "float64"}
 _DTYPES = {f"tensor({name})": KSERVE[name] for name in KSERVE if name not in _NUMPY.values()} | {
     f"tensor({name})": KSERVE[numpy] for name, numpy in _NUMPY.items()
 }
-
-
-def _identifier(dim: Any, otherwise: str) -> str:
-    text = str(dim or "")
-    return (
-        text
-        if text.isidentifier() and text != "batch"
-        else "".join(c if c.isalnum() else "_" for c in otherwise)
-    )
 
 
 def _count(tensor: onnx.TensorProto) -> int:
