@@ -1,6 +1,7 @@
 """What is published beside the model file: configuration, manifest, report, warm-up data."""
 
 import datetime
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class Release:
                 model=model.name if isinstance(model, Path) else str(model),
                 files=self.captured.files,
             ),
-            files={file.name: facts(file) for file in self._files},
+            files=self._facts,
             tools=fingerprint.versions(),
             machine=machine.facts(),
             parity=parity,
@@ -76,6 +77,14 @@ class Release:
     def _files(self) -> tuple[Path, ...]:
         """All that the version holds: with engines of other machines where it is an engine."""
         return self.files + (self.spec.tensorrt.engines if self._is_engine else ())
+
+    @functools.cached_property
+    def _facts(self) -> dict[str, FileFacts]:
+        # Once: the manifest is written for each number that is tried, and weights may be gigabytes.
+        return {
+            file.name: FileFacts(sha256=fingerprint.sha256(file), bytes=file.stat().st_size)
+            for file in self._files
+        }
 
     @property
     def _is_engine(self) -> bool:
@@ -121,8 +130,3 @@ class Release:
         if self.spec.batch_limit:
             inputs = {name: array[0] for name, array in inputs.items()}
         return WarmUp(1 if self.spec.batch_limit else 0, inputs)
-
-
-def facts(file: Path) -> FileFacts:
-    """Hash and size of a file."""
-    return FileFacts(sha256=fingerprint.sha256(file), bytes=file.stat().st_size)
