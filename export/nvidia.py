@@ -5,16 +5,24 @@ a GPU, and TensorRT-RTX, whose builder runs on any x86-64 machine and tells ther
 would be taken.
 """
 
+import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import onnx
+from google.protobuf.message import DecodeError
 
 from export.errors import ConversionError
 from export.spec import ExportSpec
 from export.tensors import BATCH, InputSpec
 
 TOLD: Final = 4  # messages of the builder's in an error
+# What a builder without a GPU says beside every other error: 35 no driver, 100 no device.
+_NO_GPU: Final = re.compile(r"\(cudaError (35|100): ")
+_INTEGER_MATH: Final = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 
 
 @dataclass(frozen=True)
@@ -68,21 +76,23 @@ def _sizes(spec: ExportSpec, name: str) -> tuple[int, int, int]:
     return checked[0], checked[len(checked) // 2], checked[-1]
 
 
-def build(trt: Any, onnx: Path, options: Options) -> Built:
+def build(trt: Any, file: Path, options: Options) -> Built:
     """Parse and build with the library `trt`; raises `ConversionError` in NVIDIA's words."""
+    _refuse_doubles(file)
     log = _logger(trt)
-    builder = trt.Builder(log)
+    log.begin(gpu=options.ahead_of_time is None)
+    try:
+        builder = trt.Builder(log)
+    except Exception as error:  # pybind's, which says nothing: the reason is in the log
+        raise _refused("", log) from error
     flags = 0
     if _major(trt) < 11 and hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         # 11 knows no other networks; 10 has to be told that the file's types are meant.
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(onnx)):  # from the file: weights may lie beside it
-        raise ConversionError(
-            f"NVIDIA's parser refuses the file: {_parser_errors(parser) or log.worst()}",
-            "write it with operators that TensorRT has; a dynamically quantised graph never is",
-        )
+    if not parser.parse_from_file(str(file)):  # from the file: weights may lie beside it
+        raise _unparsed(trt, parser, log)
     config = builder.create_builder_config()
     _configure(trt, config, options)
     _add_profile(builder, network, config, options.ranges, log)
@@ -113,16 +123,20 @@ def _configure(trt: Any, config: Any, options: Options) -> None:
 def _add_profile(
     builder: Any, network: Any, config: Any, shapes: Mapping[str, Range], log: Any
 ) -> None:
+    advice = "tensorrt.sizes gives [smallest, usual, largest] of the batch and of named dims"
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        if -1 in tuple(tensor.shape) and (shape := shapes.get(tensor.name)):
+        if -1 not in tuple(tensor.shape) or not (shape := shapes.get(tensor.name)):
+            continue
+        try:
             profile.set_shape(tensor.name, shape.smallest, shape.usual, shape.largest)
+        except (RuntimeError, ValueError) as error:
+            raise ConversionError(
+                f"NVIDIA's builder refuses the shapes of {tensor.name!r}: {error}", advice
+            ) from error
     if config.add_optimization_profile(profile) == -1:
-        raise ConversionError(
-            f"NVIDIA's builder refuses the shapes: {log.worst()}",
-            "tensorrt.sizes gives [smallest, usual, largest] of the batch and of named dims",
-        )
+        raise ConversionError(f"NVIDIA's builder refuses the shapes: {log.worst()}", advice)
 
 
 def _with_timing_cache(config: Any, path: Path | None) -> Any:
@@ -142,46 +156,96 @@ def _keep(cache: Any, path: Path) -> None:
 
 
 def _refused(words: str, log: Any) -> ConversionError:
-    said = "; ".join(filter(None, [words, log.worst()])) or "it gives no reason"
-    if "out of memory" in said.lower() or "OutOfMemory" in said:
+    # All that was said: the builder tries other tactics after one is out of memory, and says so.
+    if any(
+        "out of memory" in text.lower() or "OutOfMemory" in text
+        for text in (words, *log.everything())
+    ):
         return ConversionError(
-            f"the GPU ran out of memory while the engine was built: {said}",
+            f"the GPU ran out of memory while the engine was built: {words or log.worst()}",
             "tensorrt.workspace_bytes bounds what the builder takes; a smaller largest batch helps",
         )
+    said = "; ".join(filter(None, [words, log.worst()])) or "it gives no reason"
     return ConversionError(f"NVIDIA's builder gives no engine: {said}")
 
 
-def _parser_errors(parser: Any) -> str:
-    told = []
-    for index in range(min(parser.num_errors, TOLD)):
-        error = parser.get_error(index)
-        node = f"{error.node_operator()} {error.node_name()!r}: " if error.node_operator() else ""
-        told.append(f"{node}{error.desc()}".strip())
-    return "; ".join(told)
+def _refuse_doubles(file: Path) -> None:
+    """The parser makes float32 of double inputs and outputs, without a word."""
+    try:
+        graph = onnx.load(file, load_external_data=False).graph
+    except (OSError, DecodeError):  # the parser says why
+        return
+    tensors = (*graph.input, *graph.output)
+    double = [t.name for t in tensors if t.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE]
+    if double:
+        raise ConversionError(
+            f"TensorRT has no double precision: it would make float32 of {', '.join(double)}",
+            "serve the ONNX file, or train and export the model in float32",
+        )
+
+
+def _unparsed(trt: Any, parser: Any, log: Any) -> ConversionError:
+    errors = [parser.get_error(index) for index in range(min(parser.num_errors, TOLD))]
+    said = "; ".join(_parser_error(error, log) for error in errors) or log.worst()
+    advice = ""
+    if any(error.node_operator() in _INTEGER_MATH for error in errors):
+        advice = "TensorRT takes no dynamically quantised graph: quantise it statically (onnx-int8)"
+    elif any(error.node_operator() for error in errors):
+        advice = "write that part with operators and dtypes that TensorRT has"
+    return ConversionError(f"NVIDIA's parser refuses the file: {said}", advice)
+
+
+def _parser_error(error: Any, log: Any) -> str:
+    words = log.without_noise(error.desc())
+    if not error.node_operator():
+        return str(words)
+    if words == "false":  # its whole answer to an operator that it does not know
+        words = "TensorRT has no such operator"
+    place = repr(error.node_name()) if error.node_name() else f"(node {error.node()})"
+    return f"{error.node_operator()} {place}: {words}"
 
 
 def _major(trt: Any) -> int:
     return int(str(trt.__version__).split(".")[0])
 
 
+@functools.cache
 def _logger(trt: Any) -> Any:
-    """A logger that remembers: the builder has no other way to say what is wrong."""
+    """A logger that remembers: the builder has no other way to say what is wrong.
+
+    One for all builds of a process: while anything keeps an earlier builder (an error's traceback
+    does), the library goes on talking to that one's logger and ignores a new one.
+    """
     severity = trt.ILogger.Severity
 
     class Memory(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.begin(gpu=True)
+
+        def begin(self, *, gpu: bool) -> None:
             self._said: list[tuple[Any, str]] = []
+            self._gpu = gpu
 
         def log(self, level: Any, message: str) -> None:
-            if level <= severity.WARNING:
-                self._said.append((level, message))
+            if level <= severity.WARNING and (words := self.without_noise(message)):
+                self._said.append((level, words))
+
+        def without_noise(self, message: str) -> str:
+            return message.strip() if self._gpu else _lines(message, _NO_GPU)
 
         def of_severity(self, name: str) -> list[str]:
             return [text for level, text in self._said if level == getattr(severity, name)]
+
+        def everything(self) -> list[str]:
+            return [text for _, text in self._said]
 
         def worst(self) -> str:
             errors = [text for level, text in self._said if level <= severity.ERROR]
             return "; ".join(errors[:TOLD])
 
     return Memory()
+
+
+def _lines(text: str, without: re.Pattern[str]) -> str:
+    return "\n".join(line for line in text.splitlines() if not without.search(line)).strip()
