@@ -15,6 +15,8 @@ TOOLS: Final = (
     "onnxruntime-gpu",
     "transformers",
     "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
     "tensorrt-rtx-cu13-libs",
     "numpy",
 )

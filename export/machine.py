@@ -12,7 +12,7 @@ from export.manifest import Machine
 @functools.cache
 def facts() -> Machine:
     """Processor, cores, memory; the first GPU and its driver where there is one."""
-    gpu, driver, _ = _gpu()
+    gpu, driver, capability = _gpu()
     return Machine(
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0))
@@ -21,6 +21,7 @@ def facts() -> Machine:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpu=gpu,
         driver=driver,
+        compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
     )
 
 

@@ -113,6 +113,7 @@ class Machine(_Part):
     memory_bytes: int
     gpu: str | None = None
     driver: str | None = None
+    compute_capability: str | None = None  # "8.9"; an engine is bound to it
 
 
 class Manifest(_Part):

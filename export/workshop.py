@@ -1,7 +1,8 @@
 """Where an export works: each step in a process of its own, each result under its content's hash.
 
 A step's folder is named by what its result depends on: the request, the content of the files that
-it reads, the versions of the tools. With `resume` a folder that has a result is not made again.
+it reads, the versions of the tools, the machine. With `resume` a folder that has a result is not
+made again.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
+from export import machine
 from export.errors import BY_NAME, ExportError, StepError
 from export.fingerprint import own_code, sha256, versions
 from export.steps.base import Report, Request
@@ -51,7 +53,8 @@ class Workshop:
         self.folder = folder
         self._resume = resume
         self._timeout_s = timeout_s
-        self._tools = json.dumps([versions(), own_code()])
+        # An engine is its GPU's, figures are this processor's: folders move between machines.
+        self._here = json.dumps([versions(), own_code(), machine.facts().model_dump()])
         self._made: set[Path] = set()  # in this run: never made twice, whatever `resume` says
 
     def run(self, request: Request, kind: type[R]) -> Done[R]:
@@ -77,7 +80,7 @@ class Workshop:
         return Done(report, folder, time.perf_counter() - begun, reused=False)
 
     def _key(self, request: Request) -> str:
-        digest = hashlib.sha256(f"{self._tools}\n{request.model_dump_json()}".encode())
+        digest = hashlib.sha256(f"{self._here}\n{request.model_dump_json()}".encode())
         for path in request.artefacts():
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file() and file.name not in (LOG, RESULT, REQUEST):

@@ -16,7 +16,7 @@ import onnx.parser
 import pytest
 import tritonclient.grpc as triton
 
-from export import workshop
+from export import machine, workshop
 from export.cli import main
 from export.errors import StepError
 from export.steps import optimise
@@ -186,3 +186,21 @@ def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         shop.run(optimise.Request(source=tmp_path), optimise.Report)
 
     assert "--work-dir" in error.value.advice
+
+
+def test_what_another_machine_made_is_not_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source := tmp_path / "source").mkdir()
+    relu = "g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }"
+    graph = f'<ir_version: 9, opset_import: ["" : 20]> {relu}'
+    onnx.save(onnx.parser.parse_model(graph), source / "model.onnx")
+
+    def reused() -> bool:
+        shop = workshop.Workshop(tmp_path / "w", resume=True, timeout_s=60)
+        return shop.run(optimise.Request(source=source), optimise.Report).reused
+
+    assert [reused(), reused()] == [False, True]
+    elsewhere = machine.facts().model_copy(update={"gpu": "GPU", "compute_capability": "8.9"})
+    monkeypatch.setattr(machine, "facts", lambda: elsewhere)
+    assert [reused(), reused()] == [False, True]
