@@ -122,6 +122,13 @@ class TensorRT(Table):
     engines: tuple[Path, ...] = ()
 
     @model_validator(mode="after")
+    def _sizes_ascend(self) -> Self:
+        for name, (smallest, usual, largest) in self.sizes.items():
+            if not smallest <= usual <= largest:
+                raise ValueError(f"sizes: {name!r} is [smallest, usual, largest], in this order")
+        return self
+
+    @model_validator(mode="after")
     def _engines_say_their_gpu(self) -> Self:
         for file in self.engines:
             if not ENGINE_OF_A_GPU.fullmatch(file.name):

@@ -11,8 +11,8 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from export import formats, nvidia, onnx_graph, preflight, reference, tensorrt_engine
-from export.errors import ConversionError, ParityError, PointlessError
+from export import formats, nvidia, onnx_graph, reference, tensorrt_engine
+from export.errors import ParityError, PointlessError
 from export.formats import Have
 from export.nvidia import Range
 from export.reference import Check
@@ -207,46 +207,6 @@ def test_shapes_of_an_engine_are_those_that_are_verified_or_said(make_spec: Make
     said = {"sizes": {"batch": [2, 4, 8], "seq": [16, 64, 128]}}
     (shape,) = nvidia.ranges(make_spec(**fields, tensorrt=said)).values()
     assert shape == Range((2, 16, 4), (4, 64, 4), (8, 128, 4))
-
-
-needs_preflight = pytest.mark.skipif(preflight.absent() is not None, reason=str(preflight.absent()))
-SHAPES = {"x": Range((1, 3, 16, 16), (4, 3, 16, 16), (8, 3, 16, 16))}
-FLAT = {"x": Range((1, 64), (4, 64), (8, 64))}
-
-
-@needs_preflight
-@pytest.mark.parametrize("external", [False, True])
-def test_nvidias_builder_takes_a_convolution(tmp_path: Path, external: bool) -> None:
-    source = saved(CONVOLUTION, tmp_path / "exact", external=external)
-
-    built = preflight.check(source / "model.onnx", SHAPES)
-
-    assert len(built.engine) > 1000
-    assert built.layers >= 2
-
-
-@needs_preflight
-@pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8"])
-def test_nvidias_builder_takes_lowered_files(tmp_path: Path, name: Any) -> None:
-    source = saved(CONVOLUTION, tmp_path / "exact")
-    real = calls(tmp_path, 3, 16, 16)
-    folder = tmp_path / "lowered"
-    folder.mkdir()
-    lower.run(lower.Request(source=source, format=name, calibration=real), folder)
-
-    assert preflight.check(folder / "model.onnx", SHAPES).engine
-
-
-@needs_preflight
-def test_nvidias_reasons_name_the_operator_or_the_shape(tmp_path: Path) -> None:
-    source = saved(MATRIX, tmp_path / "exact")
-    lower.run(lower.Request(source=source, format="onnx-int8-dynamic"), tmp_path)
-    with pytest.raises(ConversionError, match="DynamicQuantizeLinear"):
-        preflight.check(tmp_path / "model.onnx", FLAT)
-
-    wrong = {"x": Range((4, 64), (2, 64), (8, 64))}  # the usual one is below the smallest
-    with pytest.raises(ConversionError, match="NVIDIA's builder"):
-        preflight.check(source / "model.onnx", wrong)
 
 
 def test_without_a_driver_tensorrt_is_not_even_imported() -> None:

@@ -89,6 +89,7 @@ def test_an_unknown_key_is_named_with_its_near_matches(table: str, sentence: str
         ({"name": ".hidden"}, "name: String should match pattern"),
         ({"model": "model.py"}, "expected 'module.path:function' or 'path/to/file.py:function'"),
         ({"tensorrt": {"engines": ["model.plan"]}}, "model.plan does not say its GPU"),
+        ({"tensorrt": {"sizes": {"batch": [4, 2, 8]}}}, "'batch' is [smallest, usual, largest]"),
         ({"model": 3}, "model: a text is expected: 'file.py:function', or a model file"),
         ({"objective": "speed"}, "an objective is latency, throughput, memory, or one of them"),
         ({"formats": ["onnx-fp8"]}, "formats[0]: Input should be 'onnx-fp32'"),
